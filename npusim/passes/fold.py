@@ -1,0 +1,263 @@
+"""Fold constants: evaluate shape arithmetic, drop identities, and know every shape afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from npusim.errors import ModelError
+from npusim.onnx_reader import SMALL_ELEMENTS, Array, Node, OnnxModel, Value, infer_node
+
+_CAST = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 2: "uint8", 3: "int8"}
+_IDENTITIES = frozenset({"Identity", "Dropout", "CastLike"})
+_FLOATS = frozenset({"float", "float16", "double", "bfloat16"})
+
+
+def fold_constants(model: OnnxModel) -> OnnxModel:
+    """Evaluate what depends only on constants and shapes; remove nodes that do nothing.
+
+    Raises:
+        ModelError: a shape needs data that the file does not hold, or cannot be inferred.
+    """
+    values, constants = dict(model.values), dict(model.constants)
+    renamed: dict[str, str] = {}
+    kept: list[Node] = []
+    for original in model.nodes:
+        node = _rename(original, renamed)
+        known = _inputs_data(node, values, constants)
+        if _fold_node(node, known, values, constants):
+            continue
+        _complete_shapes(node, values, constants, model.opset)
+        if _is_identity(node, values) and node.outputs[0] not in model.outputs:
+            renamed[node.outputs[0]] = node.inputs[0]
+            continue
+        kept.append(node)
+    used = {i for n in kept for i in n.inputs}
+    return model.evolve(
+        nodes=_live_nodes(kept, model.outputs),
+        values=values,
+        constants={k: v for k, v in constants.items() if k in used},
+        initializers=model.initializers | constants.keys(),
+    )
+
+
+def _rename(node: Node, renamed: Mapping[str, str]) -> Node:
+    if not any(i in renamed for i in node.inputs):
+        return node
+    return replace(node, inputs=tuple(renamed.get(i, i) for i in node.inputs))
+
+
+def _inputs_data(node: Node, values: Mapping[str, Value], constants: Mapping[str, Array]) -> dict[str, Array]:
+    return {i: constants[i] for i in node.inputs if i in constants}
+
+
+def _fold_node(node: Node, known: Mapping[str, Array], values: dict[str, Value], constants: dict[str, Array]) -> bool:
+    """Evaluate the node if it can be; True if its outputs are constants now."""
+    results: tuple[Array, ...] | None = None
+    if node.op in ("Shape", "Size"):
+        results = _shape_of(node, values)
+    elif node.op in _EVALUATE and all(not i or i in known for i in node.inputs):
+        results = _evaluate(node, known)
+    if results is None or sum(r.size for r in results) > SMALL_ELEMENTS:
+        return False
+    for name, result in zip(node.outputs, results, strict=False):
+        constants[name] = result
+        values[name] = Value(shape=result.shape, dtype=_onnx_dtype(result))
+    return True
+
+
+def _onnx_dtype(array: Array) -> str:
+    return {"float32": "float", "float64": "double"}.get(array.dtype.name, array.dtype.name)
+
+
+def _shape_of(node: Node, values: Mapping[str, Value]) -> tuple[Array, ...] | None:
+    value = values.get(node.inputs[0])
+    if value is None or value.shape is None:
+        return None
+    if node.op == "Size":
+        return (np.asarray(int(np.prod(value.shape)), dtype=np.int64),)
+    sliced = value.shape[node.attributes.get("start", 0) : node.attributes.get("end", None)]
+    return (np.asarray(sliced, dtype=np.int64),)
+
+
+def _evaluate(node: Node, known: Mapping[str, Array]) -> tuple[Array, ...] | None:
+    arguments = [known[i] if i else None for i in node.inputs]
+    try:
+        with np.errstate(all="ignore"):
+            result = _EVALUATE[node.op](node.attributes, *arguments)
+    except (ValueError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"node '{node.name}' ({node.op}) cannot be evaluated on its constants ({error}); export the model again") from error
+    if result is None:
+        return None
+    return tuple(np.asarray(r) for r in result) if isinstance(result, tuple | list) else (np.asarray(result),)
+
+
+def _limit(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(int(s) for s in np.asarray(shape).ravel())
+    if any(s < 0 for s in sizes) or np.prod(sizes, dtype=float) > SMALL_ELEMENTS * 64:
+        raise ValueError(f"shape {list(sizes)} is not one that a constant may have")
+    return sizes
+
+
+def _slice(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
+    index: list[slice] = [slice(None)] * data.ndim
+    for i, (start, end) in enumerate(zip(starts.ravel(), ends.ravel(), strict=True)):
+        axis = int(axes.ravel()[i]) if axes is not None else i
+        step = int(steps.ravel()[i]) if steps is not None else 1
+        stop: int | None = int(end)
+        if step < 0 and int(end) < -data.shape[axis]:
+            stop = None
+        index[axis] = slice(int(start), stop, step)
+    return data[tuple(index)]
+
+
+def _axes_of(attributes: Mapping[str, Any], axes: Array | None) -> tuple[int, ...] | None:
+    if axes is not None:
+        return tuple(int(a) for a in np.asarray(axes).ravel())
+    given = attributes.get("axes")
+    return tuple(given) if given is not None else None
+
+
+def _unsqueeze(attributes: Mapping[str, Any], data: Array, axes: Array | None = None) -> Array:
+    return np.expand_dims(data, _axes_of(attributes, axes) or ())
+
+
+def _reshape(attributes: Mapping[str, Any], data: Array, shape: Array) -> Array:
+    sizes = [int(s) for s in shape.ravel()]
+    if not attributes.get("allowzero", 0):
+        sizes = [data.shape[i] if s == 0 else s for i, s in enumerate(sizes)]
+    return data.reshape(sizes)
+
+
+def _range(_: Mapping[str, Any], start: Array, limit: Array, delta: Array) -> Array:
+    count = max(0, int(np.ceil((limit - start) / delta)))
+    _limit([count])
+    return np.arange(count) * delta + start
+
+
+def _divide(_: Mapping[str, Any], a: Array, b: Array) -> Array:
+    if np.issubdtype(a.dtype, np.integer):
+        return (np.trunc(a / b)).astype(a.dtype)
+    return a / b
+
+
+def _constant(attributes: Mapping[str, Any]) -> Array | None:
+    for key in ("value", "value_int", "value_float", "value_ints", "value_floats"):
+        if key in attributes:
+            data = attributes[key]
+            if isinstance(data, np.ndarray):
+                return data
+            return np.asarray(data, dtype=np.float32 if "float" in key else np.int64)
+    return None
+
+
+def _split(attributes: Mapping[str, Any], data: Array, sizes: Array | None = None) -> list[Array] | None:
+    if sizes is None:
+        return None
+    return list(np.split(data, np.cumsum(sizes)[:-1], axis=attributes.get("axis", 0)))
+
+
+#: What shape arithmetic uses: (attributes, *inputs) -> output or outputs; None where it does not apply.
+_EVALUATE: Mapping[str, Callable[..., Any]] = {
+    "Constant": _constant,
+    "ConstantOfShape": lambda a, s: np.full(_limit(s), np.asarray(a.get("value", np.zeros(1, np.float32))).ravel()[0]),
+    "Gather": lambda a, x, i: np.take(x, i.astype(np.int64), axis=a.get("axis", 0)),
+    "Concat": lambda a, *xs: np.concatenate(xs, axis=a["axis"]),
+    "Slice": lambda a, x, *r: _slice(x, *(r or (np.asarray(a["starts"]), np.asarray(a["ends"])))),
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": lambda a, x, axes=None: np.squeeze(x, _axes_of(a, axes)),
+    "Reshape": _reshape,
+    "Transpose": lambda a, x: np.transpose(x, a.get("perm")),
+    "Expand": lambda a, x, s: np.broadcast_to(x, np.broadcast_shapes(x.shape, _limit(s))),
+    "Range": _range,
+    "Cast": lambda a, x: x.astype(_CAST[a["to"]]) if a["to"] in _CAST else None,
+    "Split": _split,
+    "Identity": lambda a, x: x,
+    "Add": lambda a, x, y: x + y,
+    "Sub": lambda a, x, y: x - y,
+    "Mul": lambda a, x, y: x * y,
+    "Div": _divide,
+    "Mod": lambda a, x, y: np.fmod(x, y) if a.get("fmod") else np.mod(x, y),
+    "Pow": lambda a, x, y: np.power(x, y).astype(x.dtype),
+    "Min": lambda a, *xs: np.minimum.reduce(xs),
+    "Max": lambda a, *xs: np.maximum.reduce(xs),
+    "Neg": lambda a, x: -x,
+    "Abs": lambda a, x: np.abs(x),
+    "Floor": lambda a, x: np.floor(x),
+    "Ceil": lambda a, x: np.ceil(x),
+    "Sqrt": lambda a, x: np.sqrt(x),
+    "Exp": lambda a, x: np.exp(x),
+    "Not": lambda a, x: np.logical_not(x),
+    "And": lambda a, x, y: np.logical_and(x, y),
+    "Or": lambda a, x, y: np.logical_or(x, y),
+    "Equal": lambda a, x, y: np.equal(x, y),
+    "Greater": lambda a, x, y: np.greater(x, y),
+    "GreaterOrEqual": lambda a, x, y: np.greater_equal(x, y),
+    "Less": lambda a, x, y: np.less(x, y),
+    "LessOrEqual": lambda a, x, y: np.less_equal(x, y),
+    "Where": lambda a, c, x, y: np.where(c, x, y),
+    "ReduceProd": lambda a, x, axes=None: np.prod(x, axis=_axes_of(a, axes), keepdims=bool(a.get("keepdims", 1))),
+    "Trilu": lambda a, x, k=0: (np.triu if a.get("upper", 1) else np.tril)(x, int(k)),
+    "CumSum": lambda a, x, axis: None if a.get("reverse") or a.get("exclusive") else np.cumsum(x, axis=int(axis)),
+}
+
+
+def _complete_shapes(node: Node, values: dict[str, Value], constants: Mapping[str, Array], opset: int) -> None:
+    """Infer the node's output shapes where whole-model inference could not."""
+    unknown = [o for o in node.outputs if o and (o not in values or values[o].shape is None)]
+    if not unknown:
+        return
+    inputs = [values.get(i, Value(shape=None, dtype="")) for i in node.inputs]
+    data = {i: constants[i] for i in node.inputs if i in constants}
+    for name, value in zip(node.outputs, infer_node(node, inputs, data, opset), strict=True):
+        if value.shape is not None:
+            values[name] = value
+    missing = [o for o in unknown if o not in values or values[o].shape is None]
+    if missing and not _shape_from_inputs(node, values, missing):
+        raise ModelError(_unknown_shape_message(node, missing[0], values, constants))
+
+
+def _shape_from_inputs(node: Node, values: dict[str, Value], missing: list[str]) -> bool:
+    """Operators of other domains, whose first output has the shape of the first input unless they say otherwise."""
+    first = values.get(node.inputs[0]) if node.inputs else None
+    if "." not in node.op or first is None or first.shape is None:
+        return False
+    shape = first.shape
+    if node.op.endswith(("BiasSplitGelu",)):
+        shape = (*shape[:-1], shape[-1] // 2)
+    for name in missing:
+        values[name] = Value(shape=shape, dtype=first.dtype)
+    return True
+
+
+def _unknown_shape_message(node: Node, output: str, values: Mapping[str, Value], constants: Mapping[str, Array]) -> str:
+    absent = [i for i in node.inputs[1:] if i and i not in constants and i in values and values[i].dtype == "int64"]
+    if absent:
+        return (
+            f"node '{node.name}' ({node.op}): the shape of '{output}' depends on '{absent[0]}', whose data is not in the file; "
+            "keep small integer constants inline when stripping weights"
+        )
+    return f"node '{node.name}' ({node.op}): the shape of '{output}' cannot be inferred; fix the input sizes with --shape or --dim"
+
+
+def _is_identity(node: Node, values: Mapping[str, Value]) -> bool:
+    if node.op in _IDENTITIES:
+        return True
+    source, result = values.get(node.inputs[0]) if node.inputs and node.inputs[0] else None, values.get(node.outputs[0])
+    if source is None or result is None:
+        return False
+    if node.op == "Cast":  # between float types: a matter of precision, which the plan decides
+        return source.dtype in _FLOATS and result.dtype in _FLOATS
+    return node.op in ("Reshape", "Expand") and source.shape == result.shape
+
+
+def _live_nodes(nodes: list[Node], outputs: tuple[str, ...]) -> tuple[Node, ...]:
+    wanted, live = set(outputs), []
+    for node in reversed(nodes):
+        if any(o in wanted for o in node.outputs):
+            wanted.update(node.inputs)
+            live.append(node)
+    return tuple(reversed(live))
