@@ -28,6 +28,15 @@ Shape4 = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How an ONNX constant is laid into its tensor: reshape, then transpose, then broadcast, then reshape to `shape`."""
+
+    reshape: tuple[int, ...]
+    permutation: tuple[int, ...]
+    expand: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
     """One tensor of the network.
 
@@ -37,6 +46,7 @@ class Tensor:
         kind: where it comes from and goes to.
         source: the ONNX value it holds (for weights: the initializer), empty if npusim made it.
         source_shape: shape of that ONNX value.
+        packing: for weights, how the ONNX constant becomes this tensor.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Tensor:
     kind: TensorKind
     source: str = ""
     source_shape: tuple[int, ...] = ()
+    packing: Packing | None = None
 
     @property
     def elements(self) -> int:
@@ -79,6 +90,21 @@ class Operand:
         return sum(part.size for part in self.parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """A vector function applied to each finished piece of a layer's output.
+
+    Attributes:
+        function: a key of the hardware's vector function table.
+        operand: index of the layer operand that it also reads, or -1.
+        value: a constant factor (function `scale`: folded into requantization).
+    """
+
+    function: str
+    operand: int = -1
+    value: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One fused, canonical operator with one output.
@@ -89,7 +115,7 @@ class Layer:
         operands: what it reads; the first has role `x`.
         output: name of the tensor it writes.
         attributes: numbers and words that the operator needs (kernel, stride, pads, groups, epsilon, scale ...).
-        epilogue: vector functions applied to each finished piece in order, e.g. `("add:residual", "silu")`.
+        epilogue: vector functions applied to each finished piece, in order.
         scope: module path, for roll-ups (`down_blocks.0.attentions.0`).
         sources: names of the ONNX nodes it stands for.
         group: layers that belong together (the three phases of one attention share it), or empty.
@@ -100,7 +126,7 @@ class Layer:
     operands: tuple[Operand, ...]
     output: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    epilogue: tuple[str, ...] = ()
+    epilogue: tuple[Epilogue, ...] = ()
     scope: str = ""
     sources: tuple[str, ...] = ()
     group: str = ""
