@@ -1,0 +1,85 @@
+"""The zoo: every named network's card, and its ONNX graph without weights as package data."""
+
+from __future__ import annotations
+
+import difflib
+import lzma
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+from npusim.errors import BadInputError
+from npusim.models.architectures import Architecture, unet_sd
+from npusim.models.cards import CARDS, Card
+
+__all__ = ["Card", "architecture", "card", "graph_bytes", "names", "spellings"]
+
+DEFAULT_SPELLING = "dynamo18"
+_SUFFIX = ".onnx.xz"
+
+
+def names() -> tuple[str, ...]:
+    """The names of all networks, sorted."""
+    return tuple(sorted(CARDS))
+
+
+def card(name: str) -> Card:
+    """The card of a network. Raises BadInputError for an unknown name."""
+    _require_known(name)
+    return CARDS[name]
+
+
+def architecture(name: str) -> Architecture:
+    """The class, configuration and inputs of a network. Raises BadInputError for an unknown name."""
+    _require_known(name)
+    return _architectures()[name]
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The exporters' spellings in which a network's graph ships (`dynamo18`, `legacy17`), sorted."""
+    _require_known(name)
+    prefix = f"{name}."
+    shipped = (entry.name for entry in files("npusim.models.graphs").iterdir())
+    return tuple(
+        sorted(
+            file[len(prefix) : -len(_SUFFIX)]
+            for file in shipped
+            if file.startswith(prefix) and file.endswith(_SUFFIX)
+        )
+    )
+
+
+def graph_bytes(name: str, spelling: str = DEFAULT_SPELLING) -> bytes:
+    """The ONNX protobuf of a network without weights: initializers keep name, shape and dtype.
+
+    Args:
+        name: One of `names()`.
+        spelling: The exporter and opset that wrote the graph, one of `spellings(name)`.
+
+    Raises:
+        BadInputError: The name is unknown, or the network does not ship in that spelling.
+    """
+    _require_known(name)
+    if spelling not in (shipped := spellings(name)):
+        raise BadInputError(
+            f"zoo network '{name}': spelling '{spelling}' does not ship; "
+            f"it ships as {', '.join(shipped) or 'none'}; "
+            f"choose one of these, or export one with: npusim models build {name}"
+        )
+    return lzma.decompress((files("npusim.models.graphs") / f"{name}.{spelling}{_SUFFIX}").read_bytes())
+
+
+@cache
+def _architectures() -> Mapping[str, Architecture]:
+    return {**unet_sd.ARCHITECTURES}
+
+
+def _require_known(name: str) -> None:
+    if name in CARDS:
+        return
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), CARDS, n=3)
+    guess = f" (did you mean {' or '.join(repr(match) for match in close)}?)" if close else ""
+    raise BadInputError(
+        f"model: no file and no zoo network is called {name!r}{guess}; the zoo has {', '.join(names())}; "
+        "give one of these names or the path of an ONNX file"
+    )
