@@ -214,6 +214,7 @@ def _infer(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 def _to_model(proto: onnx.ModelProto, name: str, sha256: str, where: str) -> OnnxModel:
     graph = proto.graph
+    _lift_constants(graph)
     values, constants = _read_initializers(graph, where)
     initializers = frozenset(i.name for i in graph.initializer)
     for info in (*graph.input, *graph.value_info, *graph.output):
@@ -232,6 +233,22 @@ def _to_model(proto: onnx.ModelProto, name: str, sha256: str, where: str) -> Onn
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         sha256=sha256,
     )
+
+
+def _lift_constants(graph: Any) -> None:
+    """Constant nodes that hold a tensor (the legacy exporter's weights) become initializers, in place."""
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        if node.op_type == "Constant" and value is not None and node.output:
+            lifted = graph.initializer.add()
+            lifted.CopyFrom(value)
+            lifted.name = node.output[0]
+        else:
+            kept.append(node)
+    if len(kept) != len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def _produced(graph: Any) -> set[str]:
