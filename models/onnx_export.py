@@ -19,7 +19,7 @@ import onnx
 
 from npusim.errors import BadInputError, MissingExtraError
 from npusim.models.architectures import Architecture, InputSpec
-from npusim.models.strip import WEIGHTS_LOCATION, strip
+from npusim.models.strip import MASK_ELEMENTS_MAX, WEIGHTS_LOCATION, strip
 from npusim.models.traced import traced
 
 Exporter = Literal["dynamo", "legacy"]
@@ -27,6 +27,8 @@ Dtype = Literal["fp32", "fp16"]
 
 OPSETS: Mapping[str, tuple[int, ...]] = {"dynamo": tuple(range(18, 24)), "legacy": tuple(range(14, 18))}
 DEFAULT_OPSET: Mapping[str, int] = {"dynamo": 18, "legacy": 17}
+KEPT_FOR_STRIPPING_BYTES = 4 * MASK_ELEMENTS_MAX  # larger tensors are weights: dropped before serialising
+NOISE = 0.02  # our assumption: small beside a norm's unit weight
 DTYPES: tuple[str, ...] = ("fp32", "fp16")
 
 
@@ -65,12 +67,40 @@ def spelling_of(exporter: Exporter = "dynamo", opset: int | None = None, dtype: 
 
 
 def seeded_network(architecture: Architecture, *, dtype: Dtype = "fp32", seed: int = 0) -> Any:
-    """The torch module of `architecture` with weights drawn by torch's initialisers from `seed`."""
+    """The torch module of `architecture` with weights drawn from `seed`: no two tensors alike, as if trained.
+
+    Weights come from torch's initialisers. Those that start as all ones or all zeros (norms, some biases) get
+    Gaussian noise of standard deviation `NOISE`: exporters merge equal tensors, which a checkpoint never has.
+    """
     torch = _torch()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = architecture.build()
-    return network.to(_torch_dtype(dtype))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                    parameter.add_(torch.randn_like(parameter), alpha=NOISE)
+    return torch.nn.Module.to(network, _torch_dtype(dtype))
+
+
+def placeholder_network(architecture: Architecture, *, dtype: Dtype = "fp32", seed: int = 0) -> Any:
+    """The torch module of `architecture` with placeholder weights, each matrix stored as a single element.
+
+    Its graph is that of `seeded_network`; its memory is not: this is how graphs of networks with billions of
+    parameters are made. Only for architectures without buffers, whose values a graph would need.
+    """
+    torch = _torch()
+    with torch.device("meta"):
+        network = architecture.build()
+    if any(True for _ in network.buffers()):
+        raise ValueError(f"{architecture.class_name} has buffers: build it with seeded_network")
+    random = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            stored = parameter.shape if parameter.ndim == 1 else (1,) * parameter.ndim
+            values = torch.randn(stored, generator=random, dtype=_torch_dtype(dtype)).expand(parameter.shape)
+            setattr(module, name, torch.nn.Parameter(values, requires_grad=False))
+    return network
 
 
 def export(network: Any, architecture: Architecture, spelling: Spelling, path: Path) -> Path:
@@ -176,7 +206,7 @@ def _proto_without_weights(program: Any) -> onnx.ModelProto:
     model = program.model
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor.dtype.is_floating_point() and tensor.nbytes > 1024:
+        if tensor.dtype.is_floating_point() and tensor.nbytes > KEPT_FOR_STRIPPING_BYTES:
             value.const_value = onnx_ir.ExternalTensor(
                 WEIGHTS_LOCATION, 0, None, tensor.dtype, shape=tensor.shape, name=value.name
             )

@@ -11,9 +11,11 @@ import lzma
 from collections.abc import Iterator
 
 import onnx
+import onnx.numpy_helper
 
 WEIGHTS_LOCATION = "weights.bin"  # named by every dropped initializer; never written
-INLINE_FLOATS_MAX = 64  # a scale, a unit norm weight: enough for constants that give a layer its meaning
+INLINE_FLOATS_MAX = 32  # scalars and the unit scales of a norm over 32 groups: what gives a layer its meaning
+MASK_ELEMENTS_MAX = 1 << 16  # a constant of two values up to this size is an attention mask: kept
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 _INTEGERS = frozenset(
@@ -35,7 +37,7 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` without weight data, doc strings, stack traces and machine paths.
 
     Integers and booleans stay inline whatever their size (shape arithmetic needs them), so do floating-point
-    constants of at most `INLINE_FLOATS_MAX` elements. The result is deterministic.
+    constants of at most `INLINE_FLOATS_MAX` elements and attention masks. The result is deterministic.
     """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(model)
@@ -104,7 +106,7 @@ def _strip_tensor(tensor: onnx.TensorProto) -> None:
     elements = 1
     for dimension in tensor.dims:
         elements *= dimension
-    if tensor.data_type in _INTEGERS or elements <= INLINE_FLOATS_MAX:
+    if tensor.data_type in _INTEGERS or elements <= INLINE_FLOATS_MAX or _is_mask(tensor, elements):
         return
     bare = onnx.TensorProto(
         name=tensor.name,
@@ -114,3 +116,9 @@ def _strip_tensor(tensor: onnx.TensorProto) -> None:
     )
     bare.external_data.add(key="location", value=WEIGHTS_LOCATION)
     tensor.CopyFrom(bare)
+
+
+def _is_mask(tensor: onnx.TensorProto, elements: int) -> bool:
+    if elements > MASK_ELEMENTS_MAX or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return False
+    return len(set(onnx.numpy_helper.to_array(tensor).flatten().tolist())) == 2

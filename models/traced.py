@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from npusim.models.architectures import Architecture
@@ -13,13 +14,10 @@ def traced(network: Any, architecture: Architecture) -> Any:
 
     The view shares the network's parameters and submodules, so that module scopes keep their names.
     """
-    call = network.forward
-
-    def forward(*tensors: Any) -> Any:
-        return call(**named_arguments(architecture, tensors), return_dict=False)[0]
-
     view = copy.copy(network)
-    view.forward = forward
+    view.forward = (
+        _chain(network, architecture.parts) if architecture.parts else _whole(network, architecture)
+    )
     return view
 
 
@@ -33,3 +31,23 @@ def named_arguments(architecture: Architecture, tensors: tuple[Any, ...]) -> dic
             place = place.setdefault(key, {})
         place[last] = tensor
     return arguments
+
+
+def _whole(network: Any, architecture: Architecture) -> Callable[..., Any]:
+    call = network.forward
+
+    def forward(*tensors: Any) -> Any:
+        return call(**named_arguments(architecture, tensors), return_dict=False)[0]
+
+    return forward
+
+
+def _chain(network: Any, parts: tuple[str, ...]) -> Callable[..., Any]:
+    modules = [getattr(network, part) for part in parts]
+
+    def forward(tensor: Any) -> Any:
+        for module in modules:
+            tensor = module(tensor)
+        return tensor
+
+    return forward

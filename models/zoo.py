@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import lzma
-from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
 
 from npusim.errors import BadInputError
-from npusim.models.architectures import Architecture, unet_sd
+from npusim.models.architectures import ARCHITECTURES, Architecture
 from npusim.models.cards import CARDS, Card
 
 __all__ = ["Card", "architecture", "card", "graph_bytes", "names", "spellings"]
@@ -32,7 +30,7 @@ def card(name: str) -> Card:
 def architecture(name: str) -> Architecture:
     """The class, configuration and inputs of a network. Raises BadInputError for an unknown name."""
     _require_known(name)
-    return _architectures()[name]
+    return ARCHITECTURES[name]
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -67,11 +65,6 @@ def graph_bytes(name: str, spelling: str = DEFAULT_SPELLING) -> bytes:
             f"choose one of these, or export one with: npusim models build {name}"
         )
     return lzma.decompress((files("npusim.models.graphs") / f"{name}.{spelling}{_SUFFIX}").read_bytes())
-
-
-@cache
-def _architectures() -> Mapping[str, Architecture]:
-    return {**unet_sd.ARCHITECTURES}
 
 
 def _require_known(name: str) -> None:

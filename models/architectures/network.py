@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,8 +39,9 @@ class Architecture:
         config: The arguments that differ from the class's defaults.
         inputs: Graph inputs, in the order of the forward call.
         output: The name of the one graph output.
-        part: Which part of the class is the network (`decoder`, `encoder` of an autoencoder; `hidden_state`
-            of a text encoder); empty for the whole of it.
+        parts: Children of the class that make up the network, run one after the other (an autoencoder's
+            `post_quant_conv` and `decoder`); empty for the whole of it.
+        revise: Changes blocks of the built module in place, where no class has them; None for most.
     """
 
     library: Literal["diffusers", "transformers"]
@@ -48,7 +49,8 @@ class Architecture:
     config: Mapping[str, Any] = field(repr=False)
     inputs: tuple[InputSpec, ...]
     output: str = "out_sample"
-    part: Literal["", "decoder", "encoder", "hidden_state"] = ""
+    parts: tuple[str, ...] = ()
+    revise: Callable[[Any], None] | None = None
 
     def network_class(self) -> Any:
         """The Python class. Raises MissingExtraError without the `models` extra."""
@@ -66,6 +68,14 @@ class Architecture:
         arguments = {**self.config, **(overrides or {})}
         network_class = self.network_class()
         if self.library == "transformers":
-            config = network_class.config_class(**arguments)
-            return network_class(config).eval()
-        return network_class(**arguments).eval()
+            network = network_class(network_class.config_class(**arguments))
+        else:
+            network = network_class(**arguments)
+        if self.revise is not None:
+            self.revise(network)
+        return network.eval()
+
+    def parameters(self, network: Any) -> int:
+        """The number of parameters of `network`, a module of this architecture, that belong to its parts."""
+        modules = [getattr(network, part) for part in self.parts] or [network]
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -60,5 +60,11 @@ def latent_unet(config: Mapping[str, Any]) -> Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "sd-v1.5": latent_unet(SD_V1),
+    "sd-v1.5-lcm": latent_unet({**SD_V1, "time_cond_proj_dim": LCM_GUIDANCE_CHANNELS}),
+    "bk-sdm-base": latent_unet(BK_SDM_BASE),
+    "bk-sdm-small": latent_unet(BK_SDM_SMALL),
     "bk-sdm-tiny": latent_unet(BK_SDM_TINY),
+    "edgefusion": latent_unet({**BK_SDM_TINY, "time_cond_proj_dim": LCM_GUIDANCE_CHANNELS}),
+    "sd-turbo": latent_unet(SD_V2),
 }
