@@ -1,0 +1,189 @@
+"""What every lowering routine shares: the plan by name, buffers of resident tensors, rings of SRAM slots, DMA commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from npusim.dtypes import PRECISIONS, Precision
+from npusim.graph import Graph, Layer, Shape4, Tensor
+from npusim.layout import PLAIN, Layout, stored_bytes
+from npusim.lower.builder import Box, ProgramBuilder
+from npusim.lower.geometry import TensorBox
+from npusim.plan import LayerPlan, Plan, Slots, TensorPlan
+from npusim.program import LOAD, ROLE, STORE, Gang
+
+
+class Ring:
+    """The slots of one operand: remembers what each holds, hands out the oldest for the next piece."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self._held: dict[Hashable, tuple[Box, ...]] = {}
+        self._next = 0
+
+    def get(self, key: Hashable, fill: Callable[[int, int], tuple[Box, ...]]) -> tuple[Box, ...]:
+        """The boxes held under `key`; if absent, `fill(address, slot number)` puts them into the oldest slot."""
+        if key in self._held:
+            return self._held[key]
+        count = len(self.slots.addresses)
+        if len(self._held) >= count:
+            del self._held[next(iter(self._held))]
+        number = self._next % count
+        self._next += 1
+        boxes = fill(self.slots.addresses[number], number)
+        self._held[key] = boxes
+        return boxes
+
+
+class Lowering:
+    """State while one plan is lowered: where each tensor is, and the Program being built."""
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.graph = graph
+        self.npu = plan.npu
+        self.tensor_plans: Mapping[str, TensorPlan] = {t.name: t for t in plan.tensors}
+        self.layer_plans: Mapping[str, LayerPlan] = {p.name: p for p in plan.layers}
+        gangs, lanes = gangs_of(plan)
+        segments = tuple(s.name for s in plan.segments)
+        self.builder = ProgramBuilder(gangs, lanes, [layer.name for layer in graph.layers], segments)
+        self._gang_index = {(g.kind, g.unit, g.engines): i for i, g in enumerate(gangs)}
+        self._ids: dict[str, int] = {}
+        self._buffers: dict[str, int] = {}
+        self._alignment = plan.npu.sram.alignment_bytes
+        self._layer_index = {layer.name: i for i, layer in enumerate(graph.layers)}
+        for tensor in graph.tensors.values():
+            self._add_tensor(tensor)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        planned = self.tensor_plans[tensor.name]
+        layout = Layout(planned.block, planned.padded)
+        index = self.builder.tensor(tensor.name, tensor.kind, tensor.shape, planned.element_bytes, layout)
+        self._ids[tensor.name] = index
+        if planned.home == "dram":
+            tracked = tensor.kind not in ("weight", "input")
+            self._buffers[tensor.name] = self.builder.dram_buffer(index, planned.size_bytes, tracked=tracked)
+
+    def internal_tensor(self, name: str, shape: Shape4, element_bytes: int) -> int:
+        """Index of a tensor that only this Program knows (an ungated product, norm statistics), made on first use."""
+        if name not in self._ids:
+            self._ids[name] = self.builder.tensor(name, "state", shape, element_bytes, PLAIN)
+        return self._ids[name]
+
+    # ---- names to numbers --------------------------------------------------------------------------------------
+
+    def tensor_id(self, name: str) -> int:
+        """Program index of a graph tensor."""
+        return self._ids[name]
+
+    def layer_id(self, layer: Layer) -> int:
+        """Program index of a layer."""
+        return self._layer_index[layer.name]
+
+    def precision(self, layer: Layer) -> Precision:
+        """The precision that the plan gives a layer."""
+        return PRECISIONS[self.layer_plans[layer.name].precision]
+
+    def compute_gang(self, layer: Layer) -> int:
+        """The tensor-engine gang of a product layer."""
+        planned = self.layer_plans[layer.name]
+        return self._gang_index[("tensor", planned.unit, planned.engines)]
+
+    def vector_gang(self) -> int:
+        """All vector engines together."""
+        unit = self.npu.vector_engine
+        return self._gang_index[("vector", unit.kind, tuple(range(unit.count)))]
+
+    def dma_gang(self, purpose: int) -> int:
+        """DMA channel for a purpose (0 activations, 1 weights, 2 stores), as far as there are channels."""
+        channel = purpose % self.npu.dma.channels
+        return self._gang_index[("dma", "dma", (channel,))]
+
+    # ---- places ------------------------------------------------------------------------------------------------
+
+    def is_resident(self, tensor: str) -> bool:
+        """Whether the tensor lives in SRAM between layers."""
+        return self.tensor_plans[tensor].home == "sram"
+
+    def home(self, box: TensorBox) -> Box:
+        """The box in the tensor's own buffer (SRAM if resident, else DRAM)."""
+        return Box(self._buffers[box.tensor], box.offset, box.shape)
+
+    def open_output(self, tensor: str) -> None:
+        """Give a resident tensor its SRAM place; called when its layer starts."""
+        planned = self.tensor_plans[tensor]
+        if planned.home == "sram":
+            shape = self.graph.tensors[tensor].shape
+            self._buffers[tensor] = self.builder.sram_buffer(
+                self._ids[tensor], planned.address, planned.size_bytes, (0, 0, 0, 0), shape
+            )
+
+    def box_bytes(self, box: TensorBox) -> int:
+        """Aligned SRAM bytes of a box."""
+        planned = self.tensor_plans[box.tensor]
+        size = stored_bytes(box.shape, Layout(planned.block, planned.padded), planned.element_bytes)
+        return aligned(size, self._alignment)
+
+    def place(self, boxes: Sequence[TensorBox], address: int, slot: int) -> tuple[Box, ...]:
+        """SRAM buffers for boxes, one after the other from `address`."""
+        placed = []
+        for box in boxes:
+            size = self.box_bytes(box)
+            buffer = self.builder.sram_buffer(self._ids[box.tensor], address, size, box.offset, box.shape, slot)
+            placed.append(Box(buffer, box.offset, box.shape))
+            address += size
+        return tuple(placed)
+
+    # ---- moving ------------------------------------------------------------------------------------------------
+
+    def fetch(self, ring: Ring | None, key: Hashable, boxes: Sequence[TensorBox], layer: int, role: str, *, purpose: int = 0,
+              segment: int = -1, tile: int = -1) -> tuple[Box, ...]:  # fmt: skip
+        """The boxes in SRAM: resident ones where they are, the others loaded into the ring (once per key)."""
+        absent = [b for b in boxes if not self.is_resident(b.tensor)]
+        loaded: tuple[Box, ...] = ()
+        if absent:
+            assert ring is not None, f"no slot was planned for {absent[0].tensor}"
+
+            def fill(address: int, slot: int) -> tuple[Box, ...]:
+                placed = self.place(absent, address, slot)
+                self.builder.command(
+                    LOAD, self.dma_gang(purpose), layer=layer, role=ROLE[role], segment=segment, tile=tile,
+                    reads=[(i, self.home(b)) for i, b in enumerate(absent)],
+                    writes=[(i, p) for i, p in enumerate(placed)],
+                )  # fmt: skip
+                return placed
+
+            loaded = ring.get(key, fill)
+        found = iter(loaded)
+        return tuple(self.home(b) if self.is_resident(b.tensor) else next(found) for b in boxes)
+
+    def store(self, source: Box, target: TensorBox, layer: int, role: str, *, segment: int = -1, tile: int = -1) -> None:
+        """Write a finished piece to the tensor's home in DRAM."""
+        self.builder.command(
+            STORE, self.dma_gang(2), layer=layer, role=ROLE[role], segment=segment, tile=tile,
+            reads=[(0, source)], writes=[(0, self.home(target))],
+        )  # fmt: skip
+
+
+def aligned(size: int, alignment: int) -> int:
+    """`size` rounded up to a multiple of `alignment`."""
+    return -(-size // alignment) * alignment
+
+
+def gangs_of(plan: Plan) -> tuple[tuple[Gang, ...], tuple[str, ...]]:
+    """Every gang that the plan uses, and the names of all engine lanes."""
+    npu = plan.npu
+    lanes: list[str] = []
+    first: dict[str, int] = {}
+    for unit, count in [*((e.kind, e.count) for e in npu.tensor_engine), (npu.vector_engine.kind, npu.vector_engine.count), ("dma", npu.dma.channels)]:
+        first[unit] = len(lanes)
+        lanes += [f"{unit}{i}" for i in range(count)]
+    used = sorted({(p.unit, p.engines) for p in plan.layers if p.unit != npu.vector_engine.kind})
+    gangs = [Gang(name=_gang_name(u, e), kind="tensor", unit=u, engines=e) for u, e in used]
+    every = tuple(range(npu.vector_engine.count))
+    gangs.append(Gang(name=_gang_name(npu.vector_engine.kind, every), kind="vector", unit=npu.vector_engine.kind, engines=every))
+    gangs += [Gang(name=f"dma{i}", kind="dma", unit="dma", engines=(i,)) for i in range(npu.dma.channels)]
+    return tuple(gangs), tuple(lanes)
+
+
+def _gang_name(unit: str, engines: tuple[int, ...]) -> str:
+    return f"{unit}{engines[0]}" if len(engines) == 1 else f"{unit}{engines[0]}-{engines[-1]}"

@@ -1,0 +1,106 @@
+"""Boxes: which part of each operand a piece of the output needs. Shared by planning (sizes) and lowering (boxes)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from npusim.graph import Graph, Layer, Operand, Shape4, Tensor
+
+
+class Band(NamedTuple):
+    """Output rows `[r0, r1)` of heads `[h0, h1)` of batch element `b`."""
+
+    b: int
+    h0: int
+    h1: int
+    r0: int
+    r1: int
+
+
+class TensorBox(NamedTuple):
+    """A box of a tensor, in its coordinates."""
+
+    tensor: str
+    offset: Shape4
+    shape: Shape4
+
+
+def row_unit(layer: Layer) -> int:
+    """Rows that belong together in a cut: one image row for spatial layers, else one."""
+    if "out_hw" in layer.attributes:
+        return int(layer.attributes["out_hw"][1])
+    return 1
+
+
+def bands(out: Shape4, rows: int) -> list[Band]:
+    """The output cut into bands of at most `rows` rows; whole heads are joined where several fit into `rows`."""
+    batch, heads, total, _ = out
+    if rows >= total and heads > 1:
+        joined = max(1, min(heads, rows // total))
+        return [Band(b, h, min(h + joined, heads), 0, total) for b in range(batch) for h in range(0, heads, joined)]
+    return [
+        Band(b, h, h + 1, r, min(r + rows, total)) for b in range(batch) for h in range(heads) for r in range(0, total, rows)
+    ]
+
+
+def input_rows(layer: Layer, r0: int, r1: int) -> tuple[int, int]:
+    """Input rows that output rows `[r0, r1)` need: the same, or a band with halo for spatial layers."""
+    if "out_hw" not in layer.attributes:
+        return r0, r1
+    in_h, in_w = (int(v) for v in layer.attributes["in_hw"])
+    out_h, out_w = (int(v) for v in layer.attributes["out_hw"])
+    first, last = r0 // out_w, -(-r1 // out_w) - 1
+    if layer.op == "resize":
+        low, high = first * in_h // out_h, last * in_h // out_h + 1
+        if layer.attributes.get("mode", "nearest") != "nearest":
+            low, high = low - 1, high + 1
+    else:
+        stride = int(layer.attributes["stride"][0])
+        reach = (int(layer.attributes["kernel"][0]) - 1) * int(layer.attributes.get("dilation", (1, 1))[0])
+        top = int(layer.attributes["pads"][0])
+        low, high = first * stride - top, last * stride - top + reach + 1
+    return max(0, low) * in_w, min(in_h, max(high, 1)) * in_w
+
+
+def operand_boxes(tensors: Mapping[str, Tensor], operand: Operand, band: Band, cols: tuple[int, int] | None = None) -> Iterator[TensorBox]:
+    """Boxes of an operand for a band of *its own* rows and heads; `cols` counts across its parts (default: all)."""
+    low, high = cols if cols is not None else (0, operand.cols)
+    position = 0
+    for part in operand.parts:
+        start, stop = max(low, position), min(high, position + part.size)
+        if start < stop:
+            shape = tensors[part.tensor].shape
+            b0, bn = (band.b, 1) if shape[0] > 1 else (0, 1)
+            h0, hn = (band.h0, band.h1 - band.h0) if shape[1] > 1 else (0, 1)
+            r0, rn = (band.r0, band.r1 - band.r0) if shape[2] > 1 else (0, 1)
+            yield TensorBox(part.tensor, (b0, h0, r0, part.start + start - position), (bn, hn, rn, stop - start))
+        position += part.size
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCols:
+    """Where the matrix of one head lies in an operand of an attention product: in the columns, or on the heads axis."""
+
+    in_cols: bool
+    width: int
+
+    def band(self, b: int, h0: int, h1: int, r0: int, r1: int) -> Band:
+        """The band of rows of heads `[h0, h1)`."""
+        return Band(b, 0, 1, r0, r1) if self.in_cols else Band(b, h0, h1, r0, r1)
+
+    def cols(self, h0: int, h1: int) -> tuple[int, int] | None:
+        """The columns of heads `[h0, h1)`."""
+        return (h0 * self.width, h1 * self.width) if self.in_cols else None
+
+
+def head_cols(graph: Graph, layer: Layer, operand: Operand) -> HeadCols:
+    """How an operand (or the output) of an attention product stores its heads."""
+    return head_cols_of(graph.tensors[operand.parts[0].tensor].shape, int(layer.attributes["heads"]), operand.cols)
+
+
+def head_cols_of(shape: Shape4, heads: int, cols: int) -> HeadCols:
+    """The same from a shape."""
+    in_cols = shape[1] == 1 and heads > 1
+    return HeadCols(in_cols, cols // heads if in_cols else cols)

@@ -1,0 +1,246 @@
+"""How many SRAM bytes each way of cutting a layer needs: the slots that its lowering will fill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from npusim.dtypes import PRECISIONS, Precision
+from npusim.graph import Graph, Layer, Operand, Shape4
+from npusim.layout import Layout, stored_bytes
+from npusim.lower.context import aligned
+from npusim.lower.geometry import Band, bands, head_cols, head_cols_of, input_rows, operand_boxes
+from npusim.ops import OPS
+from npusim.plan import Pieces
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSpec:
+    """`count` slots of `slot_bytes` bytes for the operand called `name`."""
+
+    name: str
+    slot_bytes: int
+    count: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all slots together."""
+        return self.slot_bytes * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How tensors are stored, as far as sizes go.
+
+    Attributes:
+        resident: tensors that live in SRAM between layers (they need no slot).
+        layout: tensor name -> layout.
+        element_bytes: tensor name -> bytes per element.
+        alignment: bytes.
+    """
+
+    graph: Graph
+    resident: Collection[str]
+    layout: Callable[[str], Layout]
+    element_bytes: Callable[[str], int]
+    alignment: int
+
+    def box_bytes(self, tensor: str, shape: Shape4) -> int:
+        """Aligned bytes of a box in SRAM."""
+        return aligned(stored_bytes(shape, self.layout(tensor), self.element_bytes(tensor)), self.alignment)
+
+    def operand_bytes(self, operand: Operand, band: Band, cols: tuple[int, int] | None = None) -> int:
+        """Aligned bytes of those parts of an operand that are not resident."""
+        boxes = operand_boxes(self.graph.tensors, operand, band, cols)
+        return sum(self.box_bytes(b.tensor, b.shape) for b in boxes if b.tensor not in self.resident)
+
+
+def element_bytes_of(graph: Graph, precision: str) -> Callable[[str], int]:
+    """Bytes per element of each tensor when every layer has this precision.
+
+    Biases of integer layers are 32 bits wide; scales and shifts of norms have the width of activations.
+    """
+    chosen: Precision = PRECISIONS[precision]
+    weights = {p.tensor for layer in graph.layers for o in layer.operands if o.role in ("weight", "table") for p in o.parts}
+    biases = {
+        p.tensor for layer in graph.layers if layer.op in ("conv", "linear") for o in layer.operands if o.role == "bias" for p in o.parts
+    }
+    bias_bytes = 4 if chosen.activation.startswith("int") else chosen.activation_bytes
+
+    def size(name: str) -> int:
+        if name in weights:
+            return chosen.weight_bytes
+        return bias_bytes if name in biases else chosen.activation_bytes
+
+    return size
+
+
+def layer_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
+    """The slots that lowering fills for a layer cut into these pieces; empty ones are left out."""
+    streams = OPS[layer.op].streams
+    if streams == "product":
+        specs = _product_slots(storage, layer, pieces)
+    elif streams == "norm":
+        specs = _norm_slots(storage, layer, pieces)
+    else:
+        specs = _row_slots(storage, layer, pieces)
+    return [s for s in specs if s.slot_bytes]
+
+
+def largest_band(storage: Storage, layer: Layer, rows: int) -> tuple[Band, int]:
+    """The tallest output band, with the most input rows that any band of this size reads; and the number of bands."""
+    cut = bands(storage.graph.tensors[layer.output].shape, rows)
+    if "out_hw" not in layer.attributes:
+        return cut[0], len(cut)
+    spans = [input_rows(layer, band.r0, band.r1) for band in cut]
+    widest = max(range(len(cut)), key=lambda i: spans[i][1] - spans[i][0])
+    return cut[widest], len(cut)
+
+
+def _product_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
+    out = storage.graph.tensors[layer.output].shape
+    if layer.op == "matmul":
+        return _matmul_slots(storage, layer, pieces)
+    band, count = largest_band(storage, layer, pieces.rows)
+    x_low, x_high = input_rows(layer, band.r0, band.r1)
+    x = storage.operand_bytes(layer.operands[0], Band(band.b, band.h0, band.h1, x_low, x_high))
+    cols = min(pieces.cols, out[3])
+    blocks = -(-out[3] // cols)
+    weight = _weight_bytes(storage, layer, cols)
+    height = (band.h1 - band.h0, band.r1 - band.r0)
+    gated = bool(layer.attributes.get("gated"))
+    piece = (1, *height, cols)
+    out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, piece)
+    pre = 2 * storage.box_bytes(layer.output, piece) if gated else 0
+    flight = min(pieces.depth, count * blocks)
+    return [
+        SlotSpec("x", x, min(pieces.depth, count)),
+        SlotSpec("w", weight, min(pieces.depth, blocks)),
+        SlotSpec("pre", pre, flight),
+        SlotSpec("out", out_bytes, flight),
+        *_aux_slots(storage, layer, band, (0, cols), flight),
+    ]
+
+
+def _weight_bytes(storage: Storage, layer: Layer, cols: int) -> int:
+    factor = 2 if layer.attributes.get("gated") else 1
+    total = 0
+    for operand in layer.operands:
+        if operand.role == "weight":
+            name = operand.parts[0].tensor
+            depth = storage.graph.tensors[name].shape[3]
+            total += factor * storage.box_bytes(name, (1, 1, cols, depth))
+        elif operand.role == "bias":
+            total += factor * storage.box_bytes(operand.parts[0].tensor, (1, 1, 1, cols))
+    return total
+
+
+def _aux_slots(storage: Storage, layer: Layer, band: Band, cols: tuple[int, int] | None, count: int) -> list[SlotSpec]:
+    """Slots of the operands that only the epilogue reads."""
+    found = []
+    for epilogue in layer.epilogue:
+        if epilogue.operand >= 0:
+            operand = layer.operands[epilogue.operand]
+            chosen = cols if operand.cols > 1 else None
+            found.append(SlotSpec(f"aux{epilogue.operand}", storage.operand_bytes(operand, band, chosen), count))
+    return found
+
+
+def _matmul_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
+    graph = storage.graph
+    heads = int(layer.attributes["heads"])
+    x, y = layer.operands[0], layer.operands[1]
+    out = graph.tensors[layer.output].shape
+    x_heads, y_heads = head_cols(graph, layer, x), head_cols(graph, layer, y)
+    o_heads = head_cols_of(out, heads, out[3])
+    rows, cols = min(pieces.rows, out[2]), min(pieces.cols, o_heads.width)
+    x_bytes = storage.operand_bytes(x, x_heads.band(0, 0, 1, 0, rows), x_heads.cols(0, 1))
+    y_rows = graph.tensors[y.parts[0].tensor].shape[2]
+    if layer.attributes["y_rows"] == "outputs":
+        y_bytes = storage.operand_bytes(y, y_heads.band(0, 0, 1, 0, cols), y_heads.cols(0, 1))
+    else:
+        y_bytes = storage.operand_bytes(y, y_heads.band(0, 0, 1, 0, y_rows), (0, cols))
+    out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, (1, 1, rows, cols))
+    bands_per_head, blocks = -(-out[2] // rows), -(-o_heads.width // cols)
+    outer = out[0] * heads
+    flight = min(pieces.depth, outer * bands_per_head * blocks)
+    band = o_heads.band(0, 0, 1, 0, rows)
+    return [
+        SlotSpec("x", x_bytes, min(pieces.depth, outer * bands_per_head)),
+        SlotSpec("w", y_bytes, min(pieces.depth, outer * blocks)),
+        SlotSpec("out", out_bytes, flight),
+        *_aux_slots(storage, layer, band, (0, cols), flight),
+    ]
+
+
+def constant_operands(layer: Layer) -> list[Operand]:
+    """Operands of a vector layer that every piece reads whole: affine parameters."""
+    return [o for o in layer.operands if o.role in ("scale", "bias", "table")]
+
+
+def piece_operands(layer: Layer) -> list[tuple[int, Operand]]:
+    """Operands of a vector layer besides x that are cut like the output, with their numbers."""
+    epilogue = {e.operand for e in layer.epilogue}
+    return [(i, o) for i, o in enumerate(layer.operands) if i and i not in epilogue and o.role in ("residual", "broadcast", "whole")]
+
+
+def _constants_bytes(storage: Storage, layer: Layer, rows: int) -> int:
+    return sum(
+        storage.operand_bytes(o, Band(0, 0, 1, 0, rows if o.role == "table" else 1)) for o in constant_operands(layer)
+    )
+
+
+def _row_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
+    out = storage.graph.tensors[layer.output].shape
+    band, count = largest_band(storage, layer, pieces.rows)
+    x_band = source_band(storage.graph, layer, layer.operands[0], band)
+    flight = min(pieces.depth, count)
+    piece = (1, band.h1 - band.h0, band.r1 - band.r0, out[3])
+    out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, piece)
+    others = [
+        SlotSpec(f"aux{i}", storage.operand_bytes(o, source_band(storage.graph, layer, o, band)), flight)
+        for i, o in piece_operands(layer)
+    ]
+    return [
+        SlotSpec("x", storage.operand_bytes(layer.operands[0], x_band), flight),
+        SlotSpec("params", _constants_bytes(storage, layer, band.r1 - band.r0), 1),
+        SlotSpec("out", out_bytes, flight),
+        *others,
+        *_aux_slots(storage, layer, band, None, flight),
+    ]
+
+
+def source_band(graph: Graph, layer: Layer, operand: Operand, band: Band) -> Band:
+    """The rows of an operand that an output band of a vector layer reads.
+
+    Row operators read the same rows, spatial ones a band with halo. Operators whose rows correspond in no such way (copies,
+    rearrangements, unknown ones) read the same share of their rows: their bytes are exact, their boxes nominal.
+    """
+    if OPS[layer.op].streams != "whole":
+        r0, r1 = input_rows(layer, band.r0, band.r1) if operand.role == "x" else (band.r0, band.r1)
+        return Band(band.b, band.h0, band.h1, r0, r1)
+    out, own = graph.tensors[layer.output].shape, graph.tensors[operand.parts[0].tensor].shape
+    total = out[0] * out[1] * out[2]
+    first = (band.b * out[1] + band.h0) * out[2] + band.r0
+    share = (band.h1 - band.h0 - 1) * out[2] + band.r1 - band.r0
+    rows = own[2]
+    low = min(first * rows // total, rows - 1)
+    return Band(0, 0, own[1], low, max(low + 1, (first + share) * rows // total))
+
+
+def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
+    out = storage.graph.tensors[layer.output].shape
+    band, count = largest_band(storage, layer, pieces.rows)
+    per_image = count // out[0]
+    flight = min(pieces.depth, per_image)
+    out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, (1, 1, band.r1 - band.r0, out[3]))
+    return [
+        SlotSpec("x", storage.operand_bytes(layer.operands[0], band), flight),
+        SlotSpec("params", _constants_bytes(storage, layer, 1), 1),
+        SlotSpec("stats", aligned(int(layer.attributes["groups"]) * 2 * STATS_BYTES, storage.alignment), 1),
+        SlotSpec("out", out_bytes, flight),
+    ]
+
+
+#: Mean and variance are kept in FP32.
+STATS_BYTES = 4

@@ -1,0 +1,167 @@
+"""The plan: every decision, small, readable, deterministic. It embeds the hardware and the hashes of model and Program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from npusim.errors import PlanError
+from npusim.hardware import Npu
+
+PLAN_SCHEMA = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pieces(_Model):
+    """How a layer outside any segment streams through SRAM.
+
+    `rows` and `cols` are the output rows and columns of one piece; `order` is the outer loop; `depth` is how many pieces of
+    each streamed operand are in SRAM at once (2: double buffering).
+    """
+
+    rows: int = Field(gt=0)
+    cols: int = Field(gt=0)
+    order: Literal["rows", "cols"] = "rows"
+    depth: int = Field(default=1, gt=0)
+
+
+class Slots(_Model):
+    """A ring of equal SRAM places for the pieces of one operand."""
+
+    name: str
+    slot_bytes: int
+    addresses: tuple[int, ...]
+
+
+class LayerPlan(_Model):
+    """Decisions for one layer: precision, engines, pieces (None inside a segment), SRAM slots."""
+
+    name: str
+    precision: str
+    unit: str
+    engines: tuple[int, ...]
+    pieces: Pieces | None = None
+    segment: str = ""
+    slots: tuple[Slots, ...] = ()
+
+
+class SegmentPlan(_Model):
+    """Layers scheduled together: tile extents, buffering, SRAM slots.
+
+    Attributes:
+        kind: `attention`.
+        tiles: slices per axis, e.g. `{"heads": 8, "rows": 16}`; `tile_count` is their product (per batch element).
+        heads_per_tile, rows_per_tile: extent of one tile (the last may be smaller).
+        depth: tiles in flight.
+        in_place: whether probabilities overwrite scores.
+        requested: the tile count asked for, where it had to be clamped; else 0.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    tiles: Mapping[str, int]
+    tile_count: int
+    heads_per_tile: int
+    rows_per_tile: int
+    depth: int
+    in_place: bool
+    requested: int = 0
+    slots: tuple[Slots, ...] = ()
+
+
+class TensorPlan(_Model):
+    """Where a tensor lives between layers, and how it lies there (`block` 0: plain; else columns per padded block)."""
+
+    name: str
+    home: Literal["sram", "dram"]
+    block: int = 0
+    padded: int = 0
+    element_bytes: int
+    address: int = 0
+    size_bytes: int
+
+
+class ModelRef(_Model):
+    """What was planned: name and hash of the model file."""
+
+    name: str
+    sha256: str
+
+
+class Options(_Model):
+    """What the user asked for."""
+
+    tiles: str
+    segments: str
+    precision: str
+    policy: Literal["serial", "decoupled"]
+
+
+class Plan(_Model):
+    """All decisions of a deployment.
+
+    `program_sha256` is the hash of the Program that this plan lowers to; it is checked when a plan is loaded with its model.
+    """
+
+    schema_version: int = PLAN_SCHEMA
+    npusim_version: str
+    model: ModelRef
+    options: Options
+    npu: Npu
+    tensors: tuple[TensorPlan, ...]
+    layers: tuple[LayerPlan, ...]
+    segments: tuple[SegmentPlan, ...]
+    program_sha256: str = ""
+
+    def to_json(self) -> str:
+        """Deterministic JSON text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=False) + "\n"
+
+
+def parse_plan(text: str, *, where: str) -> Plan:
+    """Read a plan from JSON text.
+
+    Raises:
+        PlanError: not JSON, a newer schema, a key unknown, missing or ill-typed.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{where}: is not JSON ({error}); profile the model again") from error
+    if not isinstance(data, dict):
+        raise PlanError(f"{where}: holds a {type(data).__name__}, not a plan; profile the model again")
+    version = data.get("schema_version")
+    if version != PLAN_SCHEMA:
+        raise PlanError(f"{where}: has schema version {version!r}; this npusim reads {PLAN_SCHEMA}; install a matching npusim or profile again")
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(p) for p in first["loc"])
+        raise PlanError(f"{where}: {path}: {first['msg']}; profile the model again") from error
+
+
+def load_plan(path: Path) -> Plan:
+    """Read `plan.json`.
+
+    Raises:
+        PlanError: unreadable, or see `parse_plan`.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read ({error}); give a run directory written by 'npusim profile'") from error
+    return parse_plan(text, where=str(path))
+
+
+def plan_schema() -> dict[str, Any]:
+    """JSON Schema of `plan.json`."""
+    return Plan.model_json_schema()
