@@ -1,0 +1,312 @@
+"""The stages in order: each reads what earlier ones left, trains under `loop.train`, and publishes its networks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npusim.errors import BadInputError, CheckFailedError
+from npusim.training import checkpoints, classifier, compress, networks, text, vae
+from npusim.training import run as runs
+from npusim.training.config import Training
+from npusim.training.data.source import Pictures
+from npusim.training.data.world import World
+from npusim.training.draw import Draw
+from npusim.training.kd import Distillation
+from npusim.training.lcm import ConsistencyDistillation, add_guidance_input
+from npusim.training.loop import Budget, Stage, train
+from npusim.training.run import Run
+from npusim.training.teacher import TeacherTraining
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Session:
+    """One call of the command line: the run, its time budget, whether to resume, and where to report."""
+
+    run: Run
+    budget: Budget = field(default_factory=Budget)
+    resume: bool = True
+    say: Say = str
+
+
+class ClassifierTraining:
+    """Stage `classifier`: attributes from fresh renders, with a little noise so that it also reads decoded pictures."""
+
+    name = "classifier"
+    companion = None
+
+    def __init__(self, training: Training, module: Any, world: World) -> None:
+        self.training, self.module, self._world = training, module, world
+        self._source = Pictures(world)
+
+    def losses(self, module: Any, draw: Draw) -> Any:
+        """Cross entropy on noised renders."""
+        pictures, labels = self._source.batch(draw, self.training.batch)
+        generator = draw.torch()
+        strength = 0.2 * torch.rand((len(pictures), 1, 1, 1), generator=generator)
+        noise = strength * torch.randn(pictures.shape, generator=generator)
+        device = next(module.parameters()).device
+        return classifier.losses(module, (pictures + noise).to(device), labels.to(device), self._world)
+
+    def after_update(self, module: Any) -> None:
+        """Nothing follows this network."""
+
+
+class VaeTraining:
+    """Stage `vae`: round trips of fresh renders."""
+
+    name = "vae"
+    companion = None
+
+    def __init__(self, training: Training, module: Any, world: World, patch: int) -> None:
+        self.training, self.module, self._patch = training, module, patch
+        self._source = Pictures(world)
+
+    def losses(self, module: Any, draw: Draw) -> Any:
+        """Mean squared error."""
+        pictures, _ = self._source.batch(draw, self.training.batch)
+        return vae.reconstruction_losses(module, pictures.to(module.device), self._patch)
+
+    def after_update(self, module: Any) -> None:
+        """Nothing follows this network."""
+
+
+def _run_stage(session: Session, stage: Stage, publish: Callable[[Path], dict[str, Any]]) -> bool:
+    """Train, then publish networks and stage.json as one folder, then drop the checkpoint that is no longer needed.
+
+    Args:
+        publish: writes the networks into the folder it is given; returns the facts for stage.json.
+
+    Returns:
+        Whether the stage is finished.
+    """
+    run, folder = session.run, session.run.stage(stage.name)
+    if run.finished(stage.name) and session.resume:
+        session.say(f"{stage.name}: already finished")
+        return True
+    outcome = train(stage, folder, seed=run.seed, budget=session.budget, resume=session.resume, say=session.say)
+    if not outcome.finished:
+        session.say(f"{stage.name}: time is up at step {outcome.step}/{stage.training.steps}; run the same command to go on")
+        return False
+
+    def fill(aside: Path) -> None:
+        facts = publish(aside) | {"steps": outcome.step, "seed": run.seed, "seconds_per_step": outcome.seconds_per_step}
+        checkpoints.write_json(aside / "stage.json", facts)
+
+    checkpoints.publish_folder(folder / "final", fill)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    session.say(f"{stage.name}: finished at step {outcome.step} ({outcome.seconds_per_step:.3f} s per step)")
+    return True
+
+
+def fresh(run: Run, build: Callable[[], Any]) -> Any:
+    """Build a network whose first weights depend on the run's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        return build()
+
+
+def train_classifier(session: Session) -> bool:
+    """Stage `classifier`. Returns whether it is finished."""
+    run = session.run
+    network = fresh(run, lambda: classifier.build_classifier(run.world()))
+    stage = ClassifierTraining(run.preset.classifier, network, run.world())
+
+    def publish(folder: Path) -> dict[str, Any]:
+        checkpoints.write_tensors(folder / "classifier.safetensors", network.state_dict(), {"world": run.preset.world})
+        pictures, labels = Pictures(run.world()).batch(Draw(run.seed, "classifier test", 0), 2048)
+        seen, _, _ = classifier.read(network.cpu().eval(), pictures, run.world())
+        right = float((seen == labels).float().mean())
+        session.say(f"classifier: {right:.2%} of the attributes of held-out renders")
+        return {"accuracy": right}
+
+    return _run_stage(session, stage, publish)
+
+
+def train_vae(session: Session) -> bool:
+    """Stage `vae`, gated: its reconstructions must be legible to the classifier before anything else is trained.
+
+    Raises:
+        CheckFailedError: the classifier reads too few attributes; the checkpoint stays.
+    """
+    run, size = session.run, session.run.preset.vae
+    network = fresh(run, lambda: runs.build_vae(run))
+    stage = VaeTraining(run.preset.autoencoder, network, run.world(), size.patch)
+
+    def publish(folder: Path) -> dict[str, Any]:
+        facts = _gate(run, network.cpu())
+        session.say(f"vae: the classifier reads {facts['legible']:.1%} of attributes, {facts['all']:.1%} of pictures in full")
+        network.save_pretrained(folder / "vae")
+        return facts | {"patch": size.patch}
+
+    return _run_stage(session, stage, publish)
+
+
+def _gate(run: Run, network: Any) -> dict[str, float]:
+    """Measure the latents' scale, then let the classifier read 1024 reconstructions.
+
+    Raises:
+        CheckFailedError: too little is legible.
+    """
+    size = run.preset.vae
+    pictures, labels = Pictures(run.world()).batch(Draw(run.seed, "vae gate", 0), 1024)
+    network.register_to_config(scaling_factor=vae.measure_scaling(network, pictures, size.patch))
+    with torch.no_grad():
+        round_trip = vae.decode(network, vae.encode(network, pictures, size.patch), size.patch)
+    seen, _, _ = classifier.read(runs.load_classifier(run), round_trip, run.world())
+    right = (seen == labels).float()
+    legible = float(right.mean())
+    if legible < size.gate:
+        raise CheckFailedError(
+            f"vae: the classifier reads {legible:.1%} of the attributes of its reconstructions, {size.gate:.0%} are needed; "
+            "train it for more steps or give it more latent channels"
+        )
+    return {"legible": legible, "all": float(right.all(dim=1).float().mean())}
+
+
+def train_teacher(session: Session) -> bool:
+    """Stage `teacher`: the large U-Net and its text encoder."""
+    run, preset = session.run, session.run.preset
+    autoencoder, tokenizer = runs.load_vae(run), runs.load_tokenizer(run)
+
+    def build() -> Any:
+        unet = networks.build_unet(networks.unet_config(preset.unet))
+        return networks.Conditioned(unet, text.build_text_encoder(preset.text, tokenizer))
+
+    module, scheduler = fresh(run, build), networks.noise_schedule(preset.schedule)
+    source, empty = runs.load_source(run, autoencoder, tokenizer), text.tokenize(tokenizer, [""])
+    stage = TeacherTraining(preset.teacher, module, scheduler, source, empty)
+
+    def publish(folder: Path) -> dict[str, Any]:
+        module.cpu()
+        module.unet.save_pretrained(folder / "unet")
+        module.text_encoder.save_pretrained(folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        scheduler.save_pretrained(folder / "scheduler")
+        return {"identity": runs.identity(run, autoencoder, module.text_encoder)}
+
+    return _run_stage(session, stage, publish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What the U-Nets of a run share."""
+
+    autoencoder: Any
+    tokenizer: Any
+    text_encoder: Any
+    identity: dict[str, str]
+
+
+def _surroundings(run: Run) -> _Surroundings:
+    autoencoder, text_encoder = runs.load_vae(run), runs.load_text_encoder(run)
+    made = runs.identity(run, autoencoder, text_encoder)
+    return _Surroundings(autoencoder, runs.load_tokenizer(run), text_encoder, made)
+
+
+def compress_student(session: Session) -> bool:
+    """Stage `bk-init`: the student with copied weights, nothing trained."""
+    run = session.run
+    if run.finished("bk-init") and session.resume:
+        session.say("bk-init: already finished")
+        return True
+    shared = _surroundings(run)
+    runs.check_pair(run.final("teacher"), run.final("teacher"), shared.identity)
+    teacher = runs.load_unet(run, "teacher")
+    student = compress.compress(teacher, run.preset.kd.variant, str(run.final("teacher") / "unet"))
+
+    def fill(folder: Path) -> None:
+        student.save_pretrained(folder / "unet")
+        checkpoints.write_json(folder / "stage.json", {"identity": shared.identity, "variant": run.preset.kd.variant})
+
+    checkpoints.publish_folder(run.stage("bk-init") / "final", fill)
+    count = sum(p.numel() for p in student.parameters())
+    session.say(f"bk-init: {run.preset.kd.variant} student, {count:,} parameters, every one copied from the teacher")
+    return True
+
+
+def train_kd(session: Session) -> bool:
+    """Stage `kd`: stage 1 of EdgeFusion."""
+    run, preset = session.run, session.run.preset
+    shared = _surroundings(run)
+    runs.check_pair(run.final("teacher"), run.final("bk-init"), shared.identity)
+    student = runs.load_unet(run, "bk-init").requires_grad_(True)
+    _spare_memory(student, preset.kd.training)
+    source = runs.load_source(run, shared.autoencoder, shared.tokenizer)
+    scheduler = networks.noise_schedule(preset.schedule)
+    teacher = runs.load_unet(run, "teacher")
+    stage = Distillation(preset.kd, student, teacher, shared.text_encoder, scheduler, source)
+
+    def publish(folder: Path) -> dict[str, Any]:
+        student.cpu().save_pretrained(folder / "unet")
+        return {"identity": shared.identity}
+
+    return _run_stage(session, stage, publish)
+
+
+def train_lcm(session: Session, *, teacher: str = "teacher", student: str = "kd") -> bool:
+    """Stage `lcm`: stage 2 of EdgeFusion. `teacher` and `student` name stages: experiments pair others than the paper's."""
+    run, preset = session.run, session.run.preset
+    shared = _surroundings(run)
+    runs.check_pair(run.final(teacher), run.final(student), shared.identity)
+    pupil = add_guidance_input(runs.load_unet(run, student), preset.lcm.cond_dim).requires_grad_(True)
+    _spare_memory(pupil, preset.lcm.training)
+    source = runs.load_source(run, shared.autoencoder, shared.tokenizer)
+    trio = (pupil, runs.load_unet(run, teacher), shared.text_encoder)
+    scheduler, empty = networks.noise_schedule(preset.schedule), text.tokenize(shared.tokenizer, [""])
+    stage = ConsistencyDistillation(preset.lcm, preset.schedule, trio, scheduler, source, empty)
+    stage.name = lcm_name(teacher, student)
+
+    def publish(folder: Path) -> dict[str, Any]:
+        stage.companion.cpu().save_pretrained(folder / "unet")  # the moving average is what ships
+        return {"identity": shared.identity, "teacher": teacher, "student": student}
+
+    return _run_stage(session, stage, publish)
+
+
+def lcm_name(teacher: str, student: str) -> str:
+    """The stage's folder: `lcm` for the paper's pairing, else one that names the pair."""
+    return "lcm" if (teacher, student) == ("teacher", "kd") else f"lcm-from-{teacher}-into-{student}"
+
+
+def _spare_memory(network: Any, training: Training) -> None:
+    if training.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+
+
+ORDER: dict[str, Callable[[Session], bool]] = {
+    "classifier": train_classifier,
+    "vae": train_vae,
+    "teacher": train_teacher,
+    "bk-init": compress_student,
+    "kd": train_kd,
+    "lcm": train_lcm,
+}
+"""Every stage in the order in which each can read what it needs."""
+
+
+def run_stage(session: Session, name: str) -> bool:
+    """Run one stage after checking that those before it are finished.
+
+    Raises:
+        BadInputError: an earlier stage is not finished.
+    """
+    for earlier in list(ORDER)[: list(ORDER).index(name)]:
+        procedural = session.run.preset.world != "folder"
+        if (procedural or earlier not in ("classifier", "vae")) and not session.run.finished(earlier):
+            raise BadInputError(
+                f"{session.run.final(earlier)}: stage {earlier} is not finished, {name} needs it; "
+                f"run: npusim train {earlier} --preset {session.run.preset.name} --out {session.run.out}"
+            )
+    return ORDER[name](session)
+
+
+def run_all(session: Session) -> bool:
+    """Every stage in order, until the budget is spent. Returns whether all are finished."""
+    return all(run_stage(session, name) for name in ORDER)
