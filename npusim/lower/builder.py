@@ -124,6 +124,10 @@ class ProgramBuilder:
         _, _, _, _, _, _, offset, shape = self._buffers[buffer]
         return Box(buffer, offset, shape)
 
+    def address_of(self, buffer: int) -> int:
+        """Address of a buffer in its space."""
+        return self._buffers[buffer][2]
+
     def function(self, name: str) -> int:
         """Index of a vector function name."""
         return self._functions.setdefault(name, len(self._functions))
