@@ -1,0 +1,69 @@
+"""Layouts and engines: decided once, before tiling."""
+
+from __future__ import annotations
+
+from npusim.cost import product_ps
+from npusim.dtypes import PRECISIONS
+from npusim.graph import Graph, Layer
+from npusim.hardware import Npu
+from npusim.layout import Layout
+from npusim.ops import product_of
+
+
+def choose_layouts(graph: Graph, npu: Npu) -> dict[str, Layout]:
+    """Blocked layouts for the factors of attention's first product, padded rows for its scores; all else stays plain.
+
+    Q and K are read by depth: each head's rows are padded to the tensor engine's depth and stored contiguously, so that a head
+    moves as one run. V and the output stay token-major, since linear layers write and read them (their heads move as short runs).
+    Source: our reading of the paper's Table 6, where Q and K move at the rate of the scores and V and the output more slowly.
+    """
+    depth, cols = npu.tensor_engine[0].array_depth, npu.tensor_engine[0].array_cols
+    uses: dict[str, set[str]] = {}
+    for layer in graph.layers:
+        for name in layer.reads():
+            uses.setdefault(name, set()).add(layer.name)
+    layouts: dict[str, Layout] = {}
+    for layer in graph.layers:
+        if layer.op != "matmul" or layer.attributes["y_rows"] != "outputs":
+            continue
+        heads = int(layer.attributes["heads"])
+        for operand in layer.operands[:2]:
+            tensor = graph.tensors[operand.parts[0].tensor]
+            whole = len(operand.parts) == 1 and operand.cols == tensor.shape[3]
+            if whole and tensor.kind == "intermediate" and uses[tensor.name] == {layer.name} and tensor.shape[1] == 1:
+                width = tensor.shape[3] // heads
+                layouts[tensor.name] = Layout(width, -(-width // depth) * depth)
+        keys = graph.tensors[layer.output].shape[3]
+        if keys % cols:
+            padded = Layout(keys, -(-keys // cols) * cols)
+            layouts[layer.output] = padded
+            softmax = _softmax_after(graph, layer)
+            if softmax is not None:
+                layouts[softmax.output] = padded
+    return layouts
+
+
+def _softmax_after(graph: Graph, scores: Layer) -> Layer | None:
+    return next((x for x in graph.layers if x.group and x.group == scores.group and x.op == "softmax"), None)
+
+
+def choose_units(graph: Graph, npu: Npu, precision: str) -> dict[str, tuple[str, int]]:
+    """For each product layer the kind of tensor engine on which it runs fastest, all engines of that kind together."""
+    chosen: dict[str, tuple[str, int]] = {}
+    cache: dict[object, tuple[str, int]] = {}
+    for layer in graph.layers:
+        product = product_of(graph, layer)
+        if product is None:
+            continue
+        if product not in cache:
+            kind = PRECISIONS[precision]
+            pair = kind.activation_pair if product.activations else kind.weight_pair
+            extents = (product.batch, product.m, product.n, product.k)
+            times = [
+                (int(product_ps(npu, e, e.count, extents, pair, activations=product.activations)), i)
+                for i, e in enumerate(npu.tensor_engine)
+            ]
+            engine = npu.tensor_engine[min(times)[1]]
+            cache[product] = (engine.kind, engine.count)
+        chosen[layer.name] = cache[product]
+    return chosen

@@ -1,0 +1,80 @@
+"""What is being planned, and the two possible answers: decisions, or why it cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from npusim.graph import Graph
+from npusim.hardware import Npu
+from npusim.layout import PLAIN, Layout, stored_bytes
+from npusim.lower.context import aligned
+from npusim.lower.slots import Storage, element_bytes_of
+from npusim.units import format_bytes
+
+Policy = Literal["serial", "decoupled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A network on an NPU at one precision under one policy.
+
+    Attributes:
+        layouts: layout of each tensor that is not plain.
+        units: product layer -> (kind of tensor engine, how many of them work together).
+    """
+
+    graph: Graph
+    npu: Npu
+    precision: str
+    policy: Policy
+    layouts: Mapping[str, Layout]
+    units: Mapping[str, tuple[str, int]]
+
+    @cached_property
+    def element_bytes(self) -> Mapping[str, int]:
+        """Bytes per element of each tensor."""
+        size = element_bytes_of(self.graph, self.precision)
+        return {name: size(name) for name in self.graph.tensors}
+
+    def storage(self, resident: frozenset[str]) -> Storage:
+        """Sizes of pieces when these tensors live in SRAM."""
+        return Storage(
+            graph=self.graph,
+            resident=resident,
+            layout=lambda name: self.layouts.get(name, PLAIN),
+            element_bytes=lambda name: self.element_bytes[name],
+            alignment=self.npu.sram.alignment_bytes,
+        )
+
+    def tensor_bytes(self, name: str) -> int:
+        """Aligned stored bytes of a whole tensor."""
+        shape = self.graph.tensors[name].shape
+        size = stored_bytes(shape, self.layouts.get(name, PLAIN), self.element_bytes[name])
+        return aligned(size, self.npu.sram.alignment_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Infeasible:
+    """Why nothing fits: demand against capacity, in bytes, with the three largest contributors and what would help."""
+
+    where: str
+    demand_bytes: int
+    capacity_bytes: int
+    contributors: tuple[tuple[str, int], ...]
+    levers: tuple[str, ...]
+
+    @property
+    def gap_bytes(self) -> int:
+        """Missing bytes."""
+        return self.demand_bytes - self.capacity_bytes
+
+    def sentence(self) -> str:
+        """The whole reason as one sentence."""
+        largest = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.contributors[:3])
+        return (
+            f"{self.where}: needs {self.demand_bytes} bytes of SRAM, {self.capacity_bytes} are there "
+            f"({self.gap_bytes} too few; largest: {largest}); {' or '.join(self.levers)}"
+        )
