@@ -1,4 +1,4 @@
-"""Files that survive: written aside, flushed to the disk, renamed; read back with every byte accounted for."""
+"""Files that survive: written aside, flushed to the disk, renamed; every byte checked when read."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: expected a JSON file of this pipeline ({error}); run the stage that makes it") from error
+        raise BadInputError(
+            f"{path}: expected a JSON file of this pipeline ({error}); run the stage that makes it"
+        ) from error
 
 
 def _checksum(tensor: Any) -> int:
@@ -87,7 +89,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, An
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(plain, aside, metadata={"facts": json.dumps(dict(facts), sort_keys=True), "crc32": json.dumps(sums)})
+            save_file(
+                plain,
+                aside,
+                metadata={"facts": json.dumps(dict(facts), sort_keys=True), "crc32": json.dumps(sums)},
+            )
             _flush(aside)
             aside.replace(path)
             _flush(path.parent)
@@ -109,18 +115,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
     except (OSError, SafetensorError) as error:
-        raise BadInputError(f"{path}: not a readable checkpoint (truncated or corrupt: {error}); {advice}") from error
+        raise BadInputError(
+            f"{path}: not a readable checkpoint (truncated or corrupt: {error}); {advice}"
+        ) from error
     if "crc32" not in metadata or "facts" not in metadata:
         raise BadInputError(f"{path}: a safetensors file, but not a checkpoint of this pipeline; {advice}")
     sums = json.loads(metadata["crc32"])
     for name, value in tensors.items():
         if sums.get(name) != _checksum(value):
-            raise BadInputError(f"{path}: tensor {name!r} is corrupt (its CRC-32 differs from the one recorded); {advice}")
+            raise BadInputError(
+                f"{path}: tensor {name!r} is corrupt (its CRC-32 differs from the one recorded); {advice}"
+            )
     return tensors, json.loads(metadata["facts"])
 
 
 def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Build a folder beside its place, flush it, and rename it into place; an older one is replaced as a whole.
+    """Build a folder beside its place, flush it, and rename it into place, over an older one if need be.
 
     Raises:
         OutputError: the disk refused; nothing that stood before is lost.
@@ -147,12 +157,17 @@ def load_network(kind: Any, folder: Path) -> Any:
     """Load a diffusers or transformers network from a local folder, never from a hub.
 
     Raises:
-        BadInputError: the folder or its weights are missing, truncated, or of another shape than its configuration.
+        BadInputError: the folder or its weights are missing, truncated, or of another shape than its
+            configuration.
     """
     if not (folder / "config.json").is_file():
-        raise BadInputError(f"{folder}: holds no config.json, so no network can be read from it; run the stage that makes it")
+        raise BadInputError(
+            f"{folder}: holds no config.json, so no network can be read from it; run the stage that makes it"
+        )
     try:
         return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     except Exception as error:  # the libraries raise many kinds here; each means the folder cannot be used
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInputError(f"{folder}: its weights cannot be read (truncated, corrupt or of another shape: {first})") from error
+        raise BadInputError(
+            f"{folder}: its weights cannot be read (truncated, corrupt or of another shape: {first})"
+        ) from error

@@ -1,4 +1,7 @@
-"""The attribute classifier: reads every attribute of a world from a picture. It is the judge of all later stages."""
+"""The attribute classifier: reads every attribute of a world from a picture.
+
+It is the judge of all later stages.
+"""
 
 from __future__ import annotations
 

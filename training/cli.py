@@ -12,16 +12,26 @@ from npusim.errors import CheckFailedError, MissingExtraError, NpusimError
 if TYPE_CHECKING:
     from npusim.training.stages import Session
 
-app = typer.Typer(help="Make the deployed network: compress, distil twice, evaluate, ship.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make the deployed network: compress, distil twice, evaluate, ship.", no_args_is_help=True
+)
 
 PresetOption = Annotated[str, typer.Option("--preset", help="sd-v1, toy or toy-small")]
 OutOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
 SeedOption = Annotated[int, typer.Option("--seed", help="determines all data, noise and first weights")]
-BudgetOption = Annotated[float | None, typer.Option("--budget-minutes", min=0.0, help="stop, with a checkpoint, after this time")]
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget-minutes", min=0.0, help="stop, with a checkpoint, after this time")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; part of what a run must repeat")]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="at most so many steps per stage: a rehearsal")]
-TeacherOption = Annotated[Path | None, typer.Option("--teacher", help="a local pipeline folder to use as teacher (sd-v1)")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; part of what a run must repeat")
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, help="at most so many steps per stage: a rehearsal")
+]
+TeacherOption = Annotated[
+    Path | None, typer.Option("--teacher", help="a local pipeline folder to use as teacher (sd-v1)")
+]
 DataOption = Annotated[Path | None, typer.Option("--data", help="an imagefolder with metadata.jsonl (sd-v1)")]
 
 _DEFAULT_OUT = Path("npusim-runs/train")

@@ -1,6 +1,7 @@
-"""BK-SDM's block removal: which blocks of an SD-shaped U-Net go, and where each of the student's weights comes from.
+"""BK-SDM's block removal: which blocks go, and where each of the student's weights comes from.
 
-Source: Kim et al. 2023 (BK-SDM), section 3.1 and figure 3; parameter counts from the released model card. Names follow diffusers.
+Source: Kim et al. 2023 (BK-SDM), section 3.1 and figure 3; parameter counts from the released model card.
+Names follow diffusers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def student_config(teacher: Mapping[str, Any], variant: Variant) -> dict[str, An
     down = ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",)
     if teacher["layers_per_block"] != 2 or tuple(teacher["down_block_types"]) != down:
         raise BadInputError(
-            f"teacher U-Net: found layers_per_block {teacher['layers_per_block']} and blocks {tuple(teacher['down_block_types'])}; "
+            f"teacher U-Net: found layers_per_block {teacher['layers_per_block']} and blocks "
+            f"{tuple(teacher['down_block_types'])}; "
             f"block removal is defined for 2 layers and {down}; give a teacher of SD v1's architecture"
         )
     config = {**teacher, "layers_per_block": 1}
@@ -62,7 +64,8 @@ def inherit(
         name: the file or folder that errors name.
 
     Raises:
-        BadInputError: a weight is missing from the teacher or has another shape; all are counted, the first is named.
+        BadInputError: a weight is missing from the teacher or has another shape; all are counted, the first
+            is named.
     """
     state: dict[str, Any] = {}
     wrong: list[str] = []
@@ -85,15 +88,19 @@ def inherit(
 def feature_pairs(variant: Variant, levels: int = 4, layers: int = 2) -> tuple[tuple[str, str], ...]:
     """(teacher module, student module) whose outputs feature distillation compares.
 
-    base, small: every down and up block. tiny: block against block where both have one; in the innermost of the student's down
-    blocks, which lost its sampler, the last attention's projection instead. No adapters: all shapes agree.
+    base, small: every down and up block. tiny: block against block where both have one; in the innermost of
+        the student's down blocks, which lost its sampler, the last attention's projection instead. No
+        adapters: all shapes agree.
     """
     if variant != "tiny":
         blocks = [f"{side}_blocks.{index}" for side in ("down", "up") for index in range(levels)]
         return tuple((block, block) for block in blocks)
     inner = levels - 2
     down = [(f"down_blocks.{i}", f"down_blocks.{i}") for i in range(inner)]
-    middle = (f"down_blocks.{inner}.attentions.{layers - 1}.proj_out", f"down_blocks.{inner}.attentions.0.proj_out")
+    middle = (
+        f"down_blocks.{inner}.attentions.{layers - 1}.proj_out",
+        f"down_blocks.{inner}.attentions.0.proj_out",
+    )
     up = [(f"up_blocks.{i + 1}", f"up_blocks.{i}") for i in range(levels - 1)]
     return (*down, middle, *up)
 

@@ -1,7 +1,8 @@
 """Presets: every hyperparameter of the pipeline, frozen, with where each comes from.
 
-Three presets share one set of types. `sd-v1` is the paper's pipeline at full size; `toy` and `toy-small` are its miniatures
-on procedural worlds. Nothing here imports torch, so the command line can print a preset at once.
+Three presets share one set of types. `sd-v1` is the paper's pipeline at full size; `toy` and `toy-small` are
+its miniatures on procedural worlds. Nothing here imports torch, so the command line can print a preset at
+once.
 
 Sources named below:
   BK-SDM: Kim et al. 2023 and the released recipe (src/kd_train_text_to_image.py, MODEL_CARD.md).
@@ -27,7 +28,10 @@ STAGES = ("classifier", "vae", "teacher", "bk-init", "kd", "lcm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The noise schedule and the solver's grid. Source: SD v1 scheduler configuration; LCM section 4.3 for the grid."""
+    """The noise schedule and the solver's grid.
+
+    Source: SD v1 scheduler configuration; LCM section 4.3 for the grid.
+    """
 
     train_steps: int = 1000
     beta_start: float = 0.00085
@@ -168,18 +172,23 @@ def _toy_small() -> Preset:
         world="toy-small",
         resolution=32,
         schedule=Schedule(),
-        unet=UNetSize(channels=(32, 48, 64, 64), layers_per_block=2, cross_dim=64, heads=4, sample=8, norm_groups=16),
+        unet=UNetSize(
+            channels=(32, 48, 64, 64), layers_per_block=2, cross_dim=64, heads=4, sample=8, norm_groups=16
+        ),
         text=TextSize(hidden=64, layers=1, heads=4, tokens=8),
         vae=VaeSize(patch=4, channels=(128,), layers_per_block=1, latent_channels=4, norm_groups=16),
         pool=16384,
         classifier=Training(steps=500, batch=128, optimiser=Optimiser(lr=2e-3)),
         autoencoder=Training(steps=900, batch=64, optimiser=Optimiser(lr=1e-3, weight_decay=0.0)),
         teacher=TeacherStage(
-            training=Training(steps=2200, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995)
+            training=Training(
+                steps=2200, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995
+            )
         ),
         kd=KdStage(training=Training(steps=600, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.99)),
         lcm=LcmStage(
-            training=Training(steps=900, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)), w_range=(1.0, 5.0)
+            training=Training(steps=900, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
+            w_range=(1.0, 5.0),
         ),
         sampling=Sampling(),
     )
@@ -193,26 +202,36 @@ def _toy() -> Preset:
         resolution=64,
         schedule=Schedule(),
         unet=UNetSize(
-            channels=(48, 80, 112, 112), layers_per_block=2, cross_dim=96, heads=4, sample=8, norm_groups=16, latent_channels=12
+            channels=(48, 80, 96, 96),
+            layers_per_block=2,
+            cross_dim=96,
+            heads=4,
+            sample=8,
+            norm_groups=16,
+            latent_channels=12,
         ),
         text=TextSize(hidden=96, layers=2, heads=4, tokens=16),
-        vae=VaeSize(patch=8, channels=(192,), layers_per_block=1, latent_channels=12, norm_groups=16),
+        vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=12, norm_groups=16),
         pool=24576,
-        classifier=Training(steps=1500, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
-        autoencoder=Training(steps=1600, batch=64, optimiser=Optimiser(lr=1e-3, weight_decay=0.0)),
+        classifier=Training(steps=1200, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
+        autoencoder=Training(steps=1200, batch=64, optimiser=Optimiser(lr=1e-3, weight_decay=0.0)),
         teacher=TeacherStage(
-            training=Training(steps=5000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998)
+            training=Training(steps=4000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998)
         ),
-        kd=KdStage(training=Training(steps=1500, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.995)),
+        kd=KdStage(training=Training(steps=1000, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.995)),
         lcm=LcmStage(
-            training=Training(steps=1500, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)), w_range=(1.0, 5.0)
+            training=Training(steps=1200, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
+            w_range=(1.0, 5.0),
         ),
         sampling=Sampling(),
     )
 
 
 def _sd_v1() -> Preset:
-    """The full-size pipeline. KD is BK-SDM's released recipe, LCM is diffusers' example; teacher and VAE are given."""
+    """The full-size pipeline.
+
+    KD is BK-SDM's released recipe, LCM is diffusers' example; teacher and VAE are given.
+    """
     kd = Training(
         steps=50_000,
         batch=64,
@@ -238,7 +257,13 @@ def _sd_v1() -> Preset:
         schedule=Schedule(),
         unet=UNetSize(channels=(320, 640, 1280, 1280), layers_per_block=2, cross_dim=768, heads=8, sample=64),
         text=TextSize(hidden=768, layers=12, heads=12, tokens=77),
-        vae=VaeSize(patch=1, channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, scaling_factor=0.18215),
+        vae=VaeSize(
+            patch=1,
+            channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            scaling_factor=0.18215,
+        ),
         pool=0,
         classifier=Training(steps=0, batch=1, optimiser=Optimiser(lr=0.0)),
         autoencoder=Training(steps=0, batch=1, optimiser=Optimiser(lr=0.0)),
@@ -265,11 +290,14 @@ def preset(name: str) -> Preset:
 
 
 def shortened(full: Preset, steps: int) -> Preset:
-    """The same preset with at most `steps` steps per stage and small pools: every stage runs, nothing is learned."""
+    """The same preset with at most `steps` steps per stage: every stage runs, nothing is learned."""
 
     def cut(training: Training) -> Training:
         return dataclasses.replace(
-            training, steps=min(steps, training.steps), batch=min(8, training.batch), checkpoint_every=max(1, steps // 2)
+            training,
+            steps=min(steps, training.steps),
+            batch=min(8, training.batch),
+            checkpoint_every=max(1, steps // 2),
         )
 
     return dataclasses.replace(

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Curve:
-    """Appends rows to `losses.csv` and to TensorBoard's events; on resume, drops rows that the checkpoint does not cover."""
+    """Appends to `losses.csv` and TensorBoard's events; on resume, drops rows past the checkpoint."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._path = folder / "losses.csv"
@@ -25,7 +25,10 @@ class Curve:
             self._file.flush()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Record named values of one step. Floats are written in full, so that equal text means equal bits."""
+        """Record named values of one step.
+
+        Floats are written in full, so that equal text means equal bits.
+        """
         row = {"step": step, **{name: repr(value) for name, value in values.items()}}
         if self._columns is None:
             self._columns = list(row)

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, stage, step, micro-batch, process): the reason why a resumed run repeats a whole one."""
+"""Randomness as a function of (seed, stage, step, micro-batch, process), so that resumed runs repeat."""
 
 from __future__ import annotations
 

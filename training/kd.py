@@ -1,4 +1,7 @@
-"""Stage 1: knowledge distillation of the compressed U-Net. Source: Kim et al. 2023 (BK-SDM), equations 1 to 4."""
+"""Stage 1: knowledge distillation of the compressed U-Net.
+
+Source: Kim et al. 2023 (BK-SDM), equations 1 to 4.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Features:
 def kd_losses(
     noise: Any, student: Any, teacher: Any, student_features: list[Any], teacher_features: list[Any]
 ) -> dict[str, Any]:
-    """The three parts: L_task = |eps - s|^2, L_output = |t - s|^2, L_feature = sum over layers of mean |f_t - f_s|^2; in float32."""
+    """The three parts.
+
+    L_task = |eps - s|^2, L_output = |t - s|^2, L_feature = sum over layers of mean |f_t - f_s|^2; in float32.
+    """
     pairs = zip(student_features, teacher_features, strict=True)
     return {
         "task": functional.mse_loss(student.float(), noise.float()),
@@ -51,7 +57,7 @@ def kd_losses(
 
 
 class Distillation:
-    """Stage `kd` (see `loop.Stage`): the student learns the task, the teacher's output and its features at once."""
+    """Stage `kd` (see `loop.Stage`): the student learns the task, the teacher's output and its features."""
 
     name = "kd"
     companion = None
@@ -60,12 +66,18 @@ class Distillation:
         self, settings: KdStage, student: Any, teacher: Any, text_encoder: Any, scheduler: Any, source: Source
     ) -> None:
         self.training, self.module = settings.training, student
-        self._weights = {"task": settings.task_weight, "output": settings.output_weight, "feature": settings.feature_weight}
+        self._weights = {
+            "task": settings.task_weight,
+            "output": settings.output_weight,
+            "feature": settings.feature_weight,
+        }
         self._teacher, self._text, self._scheduler, self._source = teacher, text_encoder, scheduler, source
         config = teacher.config
         pairs = feature_pairs(settings.variant, len(config.block_out_channels), config.layers_per_block)
         self._teacher_features = Features(teacher, tuple(t for t, _ in pairs))
-        self._student_features = Features(student, tuple(s for _, s in pairs))  # the bare module: no prefix of a wrapper
+        self._student_features = Features(
+            student, tuple(s for _, s in pairs)
+        )  # the bare module: no prefix of a wrapper
 
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
         """The weighted sum, and each part."""
@@ -75,7 +87,9 @@ class Distillation:
             condition = text.encode(self._text, tokens)
             teacher = self._teacher(noisy, t, condition).sample
         student = module(noisy, t, condition).sample
-        parts = kd_losses(noise, student, teacher, self._student_features.take(), self._teacher_features.take())
+        parts = kd_losses(
+            noise, student, teacher, self._student_features.take(), self._teacher_features.take()
+        )
         return {"loss": sum(self._weights[name] * value for name, value in parts.items()), **parts}
 
     def after_update(self, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""One training loop for every stage: accelerate, accumulation, EMA, atomic checkpoints, exact resume, a time budget."""
+"""One training loop for every stage: accelerate, EMA, atomic checkpoints, exact resume, a time budget."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ class Outcome:
     seconds: float
 
 
+def silent(text: str) -> None:
+    """Report nowhere."""
+
+
 def learning_rate(optimiser: Optimiser, step: int, steps: int) -> float:
     """The rate of this step: linear warm-up, then constant or a half cosine to zero."""
     if step < optimiser.warmup_steps:
@@ -82,9 +86,13 @@ def accelerator(training: Training) -> Any:
 
     AcceleratorState._reset_state()  # stages may differ in precision; the process group itself stays
     try:
-        return Accelerator(mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation)
+        return Accelerator(
+            mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation
+        )
     except ValueError as error:
-        raise BadInputError(f"--precision {training.precision}: {error}; on this device use --precision no or bf16") from error
+        raise BadInputError(
+            f"--precision {training.precision}: {error}; on this device use --precision no or bf16"
+        ) from error
 
 
 class _State:
@@ -98,7 +106,11 @@ class _State:
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         settings = stage.training.optimiser
         bare = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, foreach=True
+            self.parameters,
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            foreach=True,
         )
         self.module, self.optimiser = acc.prepare(stage.module, bare)
         decay = stage.training.ema
@@ -107,8 +119,8 @@ class _State:
     def tensors(self) -> dict[str, Any]:
         """All tensors by a flat name."""
         out = {f"module/{name}": value for name, value in self.stage.module.state_dict().items()}
-        for index, entry in self.optimiser.state_dict()["state"].items():
-            out |= {f"optimiser/{index}/{name}": value for name, value in entry.items()}
+        for number, entry in self.optimiser.state_dict()["state"].items():
+            out |= {f"optimiser/{number}/{name}": value for name, value in entry.items()}
         if self.ema is not None:
             out |= {f"ema/{index}": value for index, value in enumerate(self.ema.shadow_params)}
         if self.stage.companion is not None:
@@ -124,8 +136,8 @@ class _State:
         self.stage.module.load_state_dict(_under(tensors, "module/"))
         entries: dict[int, dict[str, Any]] = {}
         for name, value in _under(tensors, "optimiser/").items():
-            index, _, key = name.partition("/")
-            entries.setdefault(int(index), {})[key] = value
+            number, _, key = name.partition("/")
+            entries.setdefault(int(number), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": entries, "param_groups": groups})
         if self.ema is not None:
@@ -152,7 +164,9 @@ def _update(state: _State, step: int, seed: int) -> dict[str, float]:
     for micro in range(training.accumulation):
         with acc.accumulate(state.module):
             with acc.autocast():
-                parts = state.stage.losses(state.module, Draw(seed, state.stage.name, step, micro, acc.process_index))
+                parts = state.stage.losses(
+                    state.module, Draw(seed, state.stage.name, step, micro, acc.process_index)
+                )
             acc.backward(parts["loss"])
             if acc.sync_gradients:
                 acc.clip_grad_norm_(state.parameters, training.optimiser.clip)
@@ -164,14 +178,17 @@ def _update(state: _State, step: int, seed: int) -> dict[str, float]:
         state.ema.step(state.parameters)
     state.stage.after_update(state.stage.module)
     if not math.isfinite(sums["loss"]):
-        raise BadInputError(f"{state.stage.name}: the loss is {sums['loss']} at step {step}; lower the learning rate")
+        raise BadInputError(
+            f"{state.stage.name}: the loss is {sums['loss']} at step {step}; lower the learning rate"
+        )
     return sums | {"lr": rate}
 
 
 def _fingerprint(stage: Stage, seed: int) -> str:
-    """What a checkpoint must agree with to be resumed: the stage's settings, the seed, and the number of threads.
+    """What a checkpoint must agree with to be resumed: the stage's settings, the seed, the threads.
 
-    Checkpoint and log intervals may differ. Threads count because sums over a different split round differently.
+    Checkpoint and log intervals may differ. Threads count because sums over a different split round
+    differently.
     """
     settings = as_json(stage.training)
     for free in ("checkpoint_every", "log_every"):
@@ -201,7 +218,9 @@ def _resume(state: _State, path: Path, seed: int) -> int:
     try:
         state.load(tensors, facts)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise BadInputError(f"{path}: does not fit this stage's networks ({error}); use --no-resume") from error
+        raise BadInputError(
+            f"{path}: does not fit this stage's networks ({error}); use --no-resume"
+        ) from error
     return int(facts["step"])
 
 
@@ -215,7 +234,13 @@ def _progress(stage: Stage, first: int) -> Iterator[Callable[[int], None]]:
 
 
 def train(
-    stage: Stage, folder: Path, *, seed: int, budget: Budget | None = None, resume: bool = True, say: Callable[[str], None] = str
+    stage: Stage,
+    folder: Path,
+    *,
+    seed: int,
+    budget: Budget | None = None,
+    resume: bool = True,
+    say: Callable[[str], None] = silent,
 ) -> Outcome:
     """Train a stage to its last step or until the budget is spent; leave a checkpoint either way.
 
@@ -252,7 +277,9 @@ def train(
             began = time.monotonic()
             values = _update(state, step, seed)
             times.append(time.monotonic() - began)
-            if curve is not None and (step % stage.training.log_every == 0 or step + 1 == stage.training.steps):
+            if curve is not None and (
+                step % stage.training.log_every == 0 or step + 1 == stage.training.steps
+            ):
                 curve.add(step, values)
             step += 1
             advance(step)
@@ -266,11 +293,13 @@ def train(
     if finished and state.ema is not None:
         state.ema.copy_to(state.parameters)
     stage.module.eval()
-    return Outcome(finished=finished, step=step, seconds_per_step=steady(times), seconds=time.monotonic() - clock)
+    return Outcome(
+        finished=finished, step=step, seconds_per_step=steady(times), seconds=time.monotonic() - clock
+    )
 
 
 def steady(times: list[float], skip: int = 3) -> float:
-    """The median time of a step after the first few, which allocate and choose kernels; 0 without enough steps."""
+    """The median time of a step, leaving out the first few, which allocate; 0 without enough steps."""
     kept = sorted(times[skip:])
     return kept[len(kept) // 2] if kept else 0.0
 

@@ -50,7 +50,7 @@ def noise_schedule(schedule: Schedule) -> Any:
 
 
 class Conditioned(nn.Module):  # type: ignore[misc]  # torch's stubs are skipped, see pyproject.toml
-    """A text encoder and a U-Net as one module, so that both train together and wrap as one under `accelerate`."""
+    """A text encoder and a U-Net as one module: both train together and wrap as one under `accelerate`."""
 
     def __init__(self, unet: Any, text_encoder: Any) -> None:
         super().__init__()

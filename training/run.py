@@ -1,10 +1,10 @@
-"""A run's folder: where each stage leaves its networks, how they are read back, and whether two of them may be paired.
+"""A run's folder: where stages leave networks, how they are read back, and which may be paired.
 
-    OUT/run.json                          preset, seed, threads
-    OUT/<stage>/checkpoint.safetensors    while the stage runs
-    OUT/<stage>/losses.csv, tensorboard/  its record
-    OUT/<stage>/final/                    its networks (diffusers and transformers folders) and stage.json
-    OUT/evaluation/, OUT/sheets/          what was measured and drawn
+OUT/run.json                          preset, seed, threads
+OUT/<stage>/checkpoint.safetensors    while the stage runs
+OUT/<stage>/losses.csv, tensorboard/  its record
+OUT/<stage>/final/                    its networks (diffusers and transformers folders) and stage.json
+OUT/evaluation/, OUT/sheets/          what was measured and drawn
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from npusim.training.data.world import World, world
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Settings of one run and its folder. `teacher`, `data`: local folders for presets that do not make their own."""
+    """Settings of one run and its folder.
+
+    `teacher`, `data`: local folders for presets that do not make their own.
+    """
 
     preset: Preset
     out: Path
@@ -62,7 +65,9 @@ def open_run(run: Run) -> None:
     path = run.out / "run.json"
     wanted = {
         "preset": run.preset.name,
-        "settings": digest(dataclasses.replace(run.preset, sampling=Sampling())),  # judging may change, training may not
+        "settings": digest(
+            dataclasses.replace(run.preset, sampling=Sampling())
+        ),  # judging may change, training may not
         "seed": run.seed,
         "threads": torch.get_num_threads(),
     }
@@ -71,7 +76,9 @@ def open_run(run: Run) -> None:
         return
     found = {key: checkpoints.read_json(path).get(key) for key in wanted}
     if found != wanted:
-        raise BadInputError(f"{path}: holds a run with {found}, asked for {wanted}; use the same settings or another --out")
+        raise BadInputError(
+            f"{path}: holds a run with {found}, asked for {wanted}; use the same settings or another --out"
+        )
 
 
 def load_classifier(run: Run) -> Any:
@@ -82,7 +89,9 @@ def load_classifier(run: Run) -> Any:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise BadInputError(f"{path}: does not fit this preset's classifier ({error}); train it again") from error
+        raise BadInputError(
+            f"{path}: does not fit this preset's classifier ({error}); train it again"
+        ) from error
     return network.eval()
 
 
@@ -117,7 +126,9 @@ def load_unet(run: Run, stage: str) -> Any:
     """The U-Net that a stage left: teacher, bk-init, kd or lcm."""
     from diffusers import UNet2DConditionModel
 
-    return checkpoints.load_network(UNet2DConditionModel, run.final(stage) / "unet").eval().requires_grad_(False)
+    return (
+        checkpoints.load_network(UNet2DConditionModel, run.final(stage) / "unet").eval().requires_grad_(False)
+    )
 
 
 def load_source(run: Run, autoencoder: Any, tokenizer: Any) -> Source:
@@ -125,7 +136,9 @@ def load_source(run: Run, autoencoder: Any, tokenizer: Any) -> Source:
     preset = run.preset
     if preset.world == "folder":
         if run.data is None:
-            raise BadInputError("--data: this preset trains on your pictures; give an imagefolder with metadata.jsonl")
+            raise BadInputError(
+                "--data: this preset trains on your pictures; give an imagefolder with metadata.jsonl"
+            )
         return Folder(run.data, autoencoder, tokenizer, preset.resolution)
 
     def build() -> Pool:
@@ -148,8 +161,8 @@ def check_pair(teacher: Path, student: Path, wanted: dict[str, str]) -> None:
     """Refuse a teacher or student that was made with another autoencoder, text encoder or noise schedule.
 
     Args:
-        teacher, student: finished stage folders; one without a stage.json (a downloaded network) is checked by its scheduler.
-        wanted: this run's `identity`.
+        teacher, student: finished stage folders; one without a stage.json (a downloaded network) is checked
+            by its scheduler. wanted: this run's `identity`.
 
     Raises:
         BadInputError: names the folder and what differs.
@@ -158,8 +171,9 @@ def check_pair(teacher: Path, student: Path, wanted: dict[str, str]) -> None:
         found = _recorded(folder)
         differing = [key for key, value in wanted.items() if key in found and found[key] != value]
         if differing:
+            what = " and ".join(differing)
             raise BadInputError(
-                f"{folder}: was made with another {' and '.join(differing)} than this run's, so {teacher} and {student} cannot be "
+                f"{folder}: was made with another {what} than this run's, so {teacher} and {student} cannot be "
                 "teacher and student; use networks of one run, or train this one again"
             )
 
@@ -173,7 +187,9 @@ def _recorded(folder: Path) -> dict[str, str]:
         return {}
     from diffusers import DDPMScheduler
 
-    return {"noise schedule": networks.alphas_digest(DDPMScheduler.from_config(checkpoints.read_json(settings)))}
+    return {
+        "noise schedule": networks.alphas_digest(DDPMScheduler.from_config(checkpoints.read_json(settings)))
+    }
 
 
 def build_vae(run: Run) -> Any:

@@ -1,4 +1,4 @@
-"""The stages in order: each reads what earlier ones left, trains under `loop.train`, and publishes its networks at once."""
+"""The stages in order: each reads what earlier ones left, trains, and publishes its networks at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from npusim.training.data.world import World
 from npusim.training.draw import Draw
 from npusim.training.kd import Distillation
 from npusim.training.lcm import ConsistencyDistillation, add_guidance_input
-from npusim.training.loop import Budget, Stage, train
+from npusim.training.loop import Budget, Stage, silent, train
 from npusim.training.run import Run
 from npusim.training.teacher import TeacherTraining
 
@@ -32,11 +32,11 @@ class Session:
     run: Run
     budget: Budget = field(default_factory=Budget)
     resume: bool = True
-    say: Say = str
+    say: Say = silent
 
 
 class ClassifierTraining:
-    """Stage `classifier`: attributes from fresh renders, with a little noise so that it also reads decoded pictures."""
+    """Stage `classifier`: attributes from renders, a little noised so that it reads decoded ones too."""
 
     name = "classifier"
     companion = None
@@ -78,7 +78,7 @@ class VaeTraining:
 
 
 def _run_stage(session: Session, stage: Stage, publish: Callable[[Path], dict[str, Any]]) -> bool:
-    """Train, then publish networks and stage.json as one folder, then drop the checkpoint that is no longer needed.
+    """Train, then publish networks and stage.json as one folder, then drop the checkpoint.
 
     Args:
         publish: writes the networks into the folder it is given; returns the facts for stage.json.
@@ -90,13 +90,22 @@ def _run_stage(session: Session, stage: Stage, publish: Callable[[Path], dict[st
     if run.finished(stage.name) and session.resume:
         session.say(f"{stage.name}: already finished")
         return True
-    outcome = train(stage, folder, seed=run.seed, budget=session.budget, resume=session.resume, say=session.say)
+    outcome = train(
+        stage, folder, seed=run.seed, budget=session.budget, resume=session.resume, say=session.say
+    )
     if not outcome.finished:
-        session.say(f"{stage.name}: time is up at step {outcome.step}/{stage.training.steps}; run the same command to go on")
+        session.say(
+            f"{stage.name}: time is up at step {outcome.step}/{stage.training.steps}; "
+            "run the same command to go on"
+        )
         return False
 
     def fill(aside: Path) -> None:
-        facts = publish(aside) | {"steps": outcome.step, "seed": run.seed, "seconds_per_step": outcome.seconds_per_step}
+        facts = publish(aside) | {
+            "steps": outcome.step,
+            "seed": run.seed,
+            "seconds_per_step": outcome.seconds_per_step,
+        }
         checkpoints.write_json(aside / "stage.json", facts)
 
     checkpoints.publish_folder(folder / "final", fill)
@@ -119,7 +128,9 @@ def train_classifier(session: Session) -> bool:
     stage = ClassifierTraining(run.preset.classifier, network, run.world())
 
     def publish(folder: Path) -> dict[str, Any]:
-        checkpoints.write_tensors(folder / "classifier.safetensors", network.state_dict(), {"world": run.preset.world})
+        checkpoints.write_tensors(
+            folder / "classifier.safetensors", network.state_dict(), {"world": run.preset.world}
+        )
         pictures, labels = Pictures(run.world()).batch(Draw(run.seed, "classifier test", 0), 2048)
         seen, _, _ = classifier.read(network.cpu().eval(), pictures, run.world())
         right = float((seen == labels).float().mean())
@@ -130,7 +141,7 @@ def train_classifier(session: Session) -> bool:
 
 
 def train_vae(session: Session) -> bool:
-    """Stage `vae`, gated: its reconstructions must be legible to the classifier before anything else is trained.
+    """Stage `vae`, gated: the classifier must be able to read its reconstructions.
 
     Raises:
         CheckFailedError: the classifier reads too few attributes; the checkpoint stays.
@@ -141,7 +152,10 @@ def train_vae(session: Session) -> bool:
 
     def publish(folder: Path) -> dict[str, Any]:
         facts = _gate(run, network.cpu())
-        session.say(f"vae: the classifier reads {facts['legible']:.1%} of attributes, {facts['all']:.1%} of pictures in full")
+        session.say(
+            f"vae: the classifier reads {facts['legible']:.1%} of attributes, "
+            f"{facts['all']:.1%} of pictures in full"
+        )
         network.save_pretrained(folder / "vae")
         return facts | {"patch": size.patch}
 
@@ -164,7 +178,8 @@ def _gate(run: Run, network: Any) -> dict[str, float]:
     legible = float(right.mean())
     if legible < size.gate:
         raise CheckFailedError(
-            f"vae: the classifier reads {legible:.1%} of the attributes of its reconstructions, {size.gate:.0%} are needed; "
+            f"vae: the classifier reads {legible:.1%} of the attributes of its reconstructions, "
+            f"{size.gate:.0%} are needed; "
             "train it for more steps or give it more latent channels"
         )
     return {"legible": legible, "all": float(right.all(dim=1).float().mean())}
@@ -223,11 +238,15 @@ def compress_student(session: Session) -> bool:
 
     def fill(folder: Path) -> None:
         student.save_pretrained(folder / "unet")
-        checkpoints.write_json(folder / "stage.json", {"identity": shared.identity, "variant": run.preset.kd.variant})
+        checkpoints.write_json(
+            folder / "stage.json", {"identity": shared.identity, "variant": run.preset.kd.variant}
+        )
 
     checkpoints.publish_folder(run.stage("bk-init") / "final", fill)
     count = sum(p.numel() for p in student.parameters())
-    session.say(f"bk-init: {run.preset.kd.variant} student, {count:,} parameters, every one copied from the teacher")
+    session.say(
+        f"bk-init: {run.preset.kd.variant} student, {count:,} parameters, every one copied from the teacher"
+    )
     return True
 
 
@@ -251,7 +270,10 @@ def train_kd(session: Session) -> bool:
 
 
 def train_lcm(session: Session, *, teacher: str = "teacher", student: str = "kd") -> bool:
-    """Stage `lcm`: stage 2 of EdgeFusion. `teacher` and `student` name stages: experiments pair others than the paper's."""
+    """Stage `lcm`: stage 2 of EdgeFusion.
+
+    `teacher` and `student` name stages: experiments pair others than the paper's.
+    """
     run, preset = session.run, session.run.preset
     shared = _surroundings(run)
     runs.check_pair(run.final(teacher), run.final(student), shared.identity)

@@ -19,20 +19,40 @@ def noised(scheduler: Any, latents: Any, generator: Any) -> tuple[Any, Any, Any]
     Numbers are drawn on the CPU, so that one seed means one curve on every device.
     """
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator).to(latents.device)
+    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator).to(
+        latents.device
+    )
     return noise, t, scheduler.add_noise(latents, noise, t)
 
 
 class TeacherTraining:
-    """Stage `teacher` (see `loop.Stage`). Source: Rombach et al. 2022, equation 3, with classifier-free guidance's dropout."""
+    """Stage `teacher` (see `loop.Stage`).
+
+    Source: Rombach et al. 2022, equation 3, with classifier-free guidance's dropout.
+    """
 
     name = "teacher"
     companion = None
 
-    def __init__(self, settings: TeacherStage, module: Any, scheduler: Any, source: Source, empty: Any) -> None:
-        """Args: module: networks.Conditioned; empty: token row [1, T] of the empty caption."""
+    def __init__(
+        self, settings: TeacherStage, module: Any, scheduler: Any, source: Source, empty: Any
+    ) -> None:
+        """Take the networks over.
+
+        Args:
+            settings: of the stage.
+            module: `networks.Conditioned`.
+            scheduler: the noise schedule.
+            source: of latents and tokens.
+            empty: token row of the empty caption, [1, T].
+        """
         self.training, self.module = settings.training, module
-        self._dropout, self._scheduler, self._source, self._empty = settings.caption_dropout, scheduler, source, empty
+        self._dropout, self._scheduler, self._source, self._empty = (
+            settings.caption_dropout,
+            scheduler,
+            source,
+            empty,
+        )
 
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
         """Mean squared error of the predicted noise, with some captions emptied."""

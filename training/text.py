@@ -1,4 +1,4 @@
-"""Captions to conditioning: a real CLIPTokenizer built from a world's grammar, and a CLIP-architecture text encoder."""
+"""Captions to conditioning: a CLIPTokenizer built from a grammar, and a CLIP-architecture text encoder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 def build_tokenizer(words: tuple[str, ...], tokens: int) -> Any:
     """A CLIPTokenizer whose byte pairs spell exactly these words, one token each.
 
-    Letters and their word-final forms come first, then one entry per merge, then the two special tokens, as CLIP orders its
-    own vocabulary.
+    Letters and their word-final forms come first, then one entry per merge, then the two special tokens, as
+    CLIP orders its own vocabulary.
 
     Args:
         words: lower-case words of the grammar.
@@ -32,7 +32,10 @@ def build_tokenizer(words: tuple[str, ...], tokens: int) -> Any:
 
 
 def _learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent pair first, until each word is one piece. Source: Sennrich et al. 2016, algorithm 1."""
+    """Byte-pair merges, most frequent pair first, until each word is one piece.
+
+    Source: Sennrich et al. 2016, algorithm 1.
+    """
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(pieces) > 1 for pieces in spelled):
@@ -57,7 +60,11 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 def tokenize(tokenizer: Any, captions: list[str]) -> Any:
     """Token rows [N, T] int64, padded with the end token as SD's pipelines do."""
     rows = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        captions,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
     )
     return rows.input_ids
 

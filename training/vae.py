@@ -1,4 +1,4 @@
-"""The autoencoder: diffusers' AutoencoderKL over pixel-unshuffled pictures, so that all convolutions work at latent size."""
+"""The autoencoder: AutoencoderKL over pixel-unshuffled pictures; all convolutions are at latent size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from npusim.training.config import VaeSize
 def build_vae(size: VaeSize, resolution: int) -> Any:
     """An AutoencoderKL of this size with fresh weights.
 
-    With `patch` p it sees [N, 3 p p, H / p, W / p]; its last convolution followed by depth-to-space is the cheap decoder.
+    With `patch` p it sees [N, 3 p p, H / p, W / p]; its last convolution followed by depth-to-space is the
+    cheap decoder.
     """
     from diffusers import AutoencoderKL
 
@@ -48,7 +49,10 @@ def decode(vae: Any, latents: Any, patch: int) -> Any:
 
 
 def reconstruction_losses(vae: Any, pictures: Any, patch: int) -> Mapping[str, Any]:
-    """Mean squared error of the round trip. (An L1 loss collapsed to the background in the project's prototype.)"""
+    """Mean squared error of the round trip.
+
+    (An L1 loss collapsed to the background in the project's prototype.)
+    """
     return {"loss": functional.mse_loss(decode(vae, encode(vae, pictures, patch), patch), pictures)}
 
 

@@ -1,1 +1,1 @@
-"""What the networks are trained on: the procedural worlds, and latents drawn as a function of (seed, step)."""
+"""What the networks are trained on: procedural worlds, and batches that are functions of (seed, step)."""

@@ -1,4 +1,7 @@
-"""Signed distances of shapes, in pixels: negative inside, positive outside. Anti-aliasing is one clip away."""
+"""Signed distances of shapes, in pixels: negative inside, positive outside.
+
+Anti-aliasing is one clip away.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where a stage's batches come from. A batch is a function of its address (seed, stage, step, micro-batch, process)."""
+"""Where a stage's batches come from.
+
+A batch is a function of its address (seed, stage, step, micro-batch, process).
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def stored_pool(path: Path, key: str, build: Callable[[], Pool]) -> Pool:
 
 
 class Folder:
-    """An imagefolder with metadata.jsonl (file_name, text): crop to the centre, flip half of them, encode as they come.
+    """An imagefolder with metadata.jsonl (file_name, text): centre crop, flip half, encode as they come.
 
     Source: BK-SDM's recipe (centre crop, random flip).
     """
@@ -88,10 +91,13 @@ class Folder:
             self._rows = [(folder / row["file_name"], str(row["text"])) for row in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(
-                f"{listing}: each line must be JSON with file_name and text ({error}); give --data an imagefolder"
+                f"{listing}: each line must be JSON with file_name and text ({error}); "
+                "give --data an imagefolder"
             ) from error
         if not self._rows:
-            raise BadInputError(f"{listing}: holds no pictures; give --data an imagefolder with at least one line")
+            raise BadInputError(
+                f"{listing}: holds no pictures; give --data an imagefolder with at least one line"
+            )
         self._vae, self._tokenizer, self._resolution = network, tokenizer, resolution
 
     def batch(self, draw: Draw, size: int) -> tuple[Any, Any]:
@@ -99,7 +105,9 @@ class Folder:
         rng = draw.numpy()
         chosen = [self._rows[i] for i in rng.integers(0, len(self._rows), size)]
         flips = rng.random(size) < 0.5
-        pictures = np.stack([self._picture(path, bool(flip)) for (path, _), flip in zip(chosen, flips, strict=True)])
+        pictures = np.stack(
+            [self._picture(path, bool(flip)) for (path, _), flip in zip(chosen, flips, strict=True)]
+        )
         tokens = text.tokenize(self._tokenizer, [caption for _, caption in chosen]).to(self._vae.device)
         with torch.no_grad():
             return vae.encode(self._vae, torch.from_numpy(pictures).to(self._vae.device), 1), tokens
@@ -111,6 +119,8 @@ class Folder:
             with Image.open(path) as file:
                 square = ImageOps.fit(file.convert("RGB"), (self._resolution, self._resolution))
         except OSError as error:
-            raise BadInputError(f"{path}: not a readable picture ({error}); remove its line from metadata.jsonl") from error
+            raise BadInputError(
+                f"{path}: not a readable picture ({error}); remove its line from metadata.jsonl"
+            ) from error
         values = np.asarray(ImageOps.mirror(square) if flip else square, np.float32)
         return values.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)

@@ -1,13 +1,14 @@
-"""Two procedural worlds: pictures drawn from labels, captions written from the same labels, attributes known exactly.
+"""Two procedural worlds: pictures and captions from the same labels, attributes known exactly.
 
-`toy-small` shows one object in 32 px; `toy` shows two objects in a relation, with patterns and textured grounds, in 64 px, and
-withholds some (colour, shape) pairs from training. Every picture is a function of (labels, random generator), so data is a
-function of (seed, step) and a resumed run sees what the killed one would have seen.
+`toy-small` shows one object in 32 px; `toy` shows two objects in a relation, with patterns and textured
+grounds, in 64 px, and withholds some (colour, shape) pairs from training. Every picture is a function of
+(labels, random generator), so data is a function of (seed, step) and a resumed run sees what the killed one
+would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,9 +45,17 @@ class Attribute:
 class World(Protocol):
     """A source of labelled, captioned pictures."""
 
-    name: str
-    resolution: int
-    attributes: tuple[Attribute, ...]
+    @property
+    def name(self) -> str:
+        """As presets name it."""
+
+    @property
+    def resolution(self) -> int:
+        """Height and width in pixels."""
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """What can be right or wrong, in the order of a row of labels."""
 
     def draw_labels(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> Labels:
         """Draw labels: from what training may see, or only with a withheld combination in them."""
@@ -126,31 +135,53 @@ class OneObject:
         count = len(labels)
         size, colour, shape, row, column, ground = labels.T
         x, y = _grid(count, self.resolution)
-        centre_x = np.where(column == 0, 9.5, 22.5).astype(np.float32)[:, None, None] + _uniform(rng, count, -1, 1)
-        centre_y = np.where(row == 0, 9.5, 22.5).astype(np.float32)[:, None, None] + _uniform(rng, count, -1, 1)
-        radius = np.where(size == 0, 5.0, 8.0).astype(np.float32)[:, None, None] + _uniform(rng, count, -0.3, 0.3)
+        centre_x = np.where(column == 0, 9.5, 22.5).astype(np.float32)[:, None, None] + _uniform(
+            rng, count, -1, 1
+        )
+        centre_y = np.where(row == 0, 9.5, 22.5).astype(np.float32)[:, None, None] + _uniform(
+            rng, count, -1, 1
+        )
+        radius = np.where(size == 0, 5.0, 8.0).astype(np.float32)[:, None, None] + _uniform(
+            rng, count, -0.3, 0.3
+        )
         dx, dy = x - centre_x, y - centre_y
-        grounds = np.asarray([(244, 244, 240), (28, 32, 58), (128, 137, 150), (232, 214, 180)], np.float32) / 255
+        grounds = (
+            np.asarray([(244, 244, 240), (28, 32, 58), (128, 137, 150), (232, 214, 180)], np.float32) / 255
+        )
         fall = (np.float32(1.03) - np.float32(0.06) * y / self.resolution)[:, None]
         canvas = np.asarray(grounds[ground][:, :, None, None] * fall)
         light = np.float32(1) - np.float32(0.10) * np.clip(dy / radius, -1, 1)[:, None]
-        paint = np.asarray(_palette(COLOURS)[colour][:, :, None, None] * light)
+        paint = np.asarray(_palette(COLOURS)[colour][:, :, None, None] * light, np.float32)
         alpha = coverage(_distance(self.attributes[2].values, shape, dx, dy, radius))
         return np.asarray(np.clip(_blend(canvas, alpha, paint), 0, 1) * 2 - 1, np.float32)
 
 
-HELD_OUT_PAIRS = (("red", "star"), ("orange", "cross"), ("yellow", "ring"), ("green", "triangle"), ("blue", "square"))
-"""(colour, shape) pairs that no training picture of `toy` shows. Our choice: one pair for each of five colours."""
+HELD_OUT_PAIRS = (
+    ("red", "star"),
+    ("orange", "cross"),
+    ("yellow", "ring"),
+    ("green", "triangle"),
+    ("blue", "square"),
+)
+"""(colour, shape) pairs that no training picture of `toy` shows.
 
-_RELATIONS = {("beside", False): "left of", ("beside", True): "right of", ("stacked", False): "above", ("stacked", True): "below"}
+Our choice: one pair for each of five colours.
+"""
+
+_RELATIONS = {
+    ("beside", False): "left of",
+    ("beside", True): "right of",
+    ("stacked", False): "above",
+    ("stacked", True): "below",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class TwoObjects:
     """toy: two patterned objects beside or above one another on a textured ground; captions are sentences.
 
-    Labels describe the picture, not the sentence: `first` is the left or upper object. "A left of B" and "B right of A" are
-    two sentences for one picture.
+    Labels describe the picture, not the sentence: `first` is the left or upper object. "A left of B" and
+    "B right of A" are two sentences for one picture.
     """
 
     name: str = "toy"
@@ -190,11 +221,13 @@ class TwoObjects:
         return " ".join(v for v in values if v != "plain")
 
     def captions(self, labels: Labels, rng: np.random.Generator) -> list[str]:
-        """Such as "a small red circle left of a large striped blue cross on wood", from either object's side."""
+        """Such as "a small red circle left of a large striped blue cross on wood", from either side."""
         turned = rng.random(len(labels)) < 0.5
         sentences = []
         for row, turn in zip(labels, turned, strict=True):
-            subject, other = (self._noun(row, 5), self._noun(row, 1)) if turn else (self._noun(row, 1), self._noun(row, 5))
+            subject, other = (
+                (self._noun(row, 5), self._noun(row, 1)) if turn else (self._noun(row, 1), self._noun(row, 5))
+            )
             relation = _RELATIONS[self.attributes[0].values[row[0]], bool(turn)]
             sentences.append(f"a {subject} {relation} a {other} on {self.attributes[9].values[row[9]]}")
         return sentences
@@ -217,21 +250,24 @@ class TwoObjects:
             canvas = self._draw_object(canvas, labels[:, first : first + 4], x - centre_x, y - centre_y, rng)
         return np.asarray(np.clip(canvas, 0, 1) * 2 - 1, np.float32)
 
-    def _draw_object(self, canvas: Pictures, labels: Labels, dx: Field, dy: Field, rng: np.random.Generator) -> Pictures:
-        """Lay one object and its soft shadow over the canvas. labels: [N, 4]; dx, dy: [N, H, W] from its centre."""
+    def _draw_object(
+        self, canvas: Pictures, labels: Labels, dx: Field, dy: Field, rng: np.random.Generator
+    ) -> Pictures:
+        """Lay one object and its shadow over the canvas. labels: [N, 4]; dx, dy: [N, H, W] offsets."""
         size, pattern, colour, shape = labels.T
-        radius = np.where(size == 0, 8.0, 12.5).astype(np.float32)[:, None, None] + _uniform(rng, len(labels), -0.5, 0.5)
+        radius = np.where(size == 0, 8.0, 12.5).astype(np.float32)[:, None, None]
+        radius = np.asarray(radius + _uniform(rng, len(labels), -0.5, 0.5))
         names = self.attributes[4].values
-        shadow = np.clip(0.5 - _distance(names, shape, dx - 1.2, dy - 2.0, radius) / 4, 0, 1) * np.float32(0.35)
-        canvas = _blend(canvas, shadow, np.zeros_like(canvas))
+        soft = np.clip(0.5 - _distance(names, shape, dx - 1.2, dy - 2.0, radius) / 4, 0, 1)
+        canvas = _blend(canvas, np.asarray(np.float32(0.35) * soft), np.zeros_like(canvas))
         light = np.float32(1) - np.float32(0.12) * np.clip(dy / radius, -1, 1)[:, None]
-        paint = np.asarray(_palette(COLOURS)[colour][:, :, None, None] * light)
+        paint = np.asarray(_palette(COLOURS)[colour][:, :, None, None] * light, np.float32)
         paint = _blend(paint, _marks(pattern, self.resolution), np.full_like(paint, 0.97))
         return _blend(canvas, coverage(_distance(names, shape, dx, dy, radius)), paint)
 
 
 def _marks(pattern: Labels, resolution: int) -> Field:
-    """Where white stripes or dots lie: [N, H, W]. They are fixed to the picture, so that a latent can hold them."""
+    """Where white stripes or dots lie: [N, H, W]; fixed to the picture, so that a latent can hold them."""
     axis = np.arange(resolution, dtype=np.float32) + np.float32(0.5)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     stripes = np.clip(1.5 - np.abs(np.mod(x + y, 8) - 4), 0, 1)
@@ -248,7 +284,9 @@ def _grounds(resolution: int) -> Pictures:
     grain = np.sin(y * 1.1 + 1.5 * np.sin(x * 0.09) + 0.6 * np.sin(y * 0.35))
     row = np.floor(y / 8)
     mortar = (np.mod(y, 8) < 1.2) | (np.mod(x + 8 * np.mod(row, 2), 16) < 1.2)
-    speckle = np.random.default_rng(5).uniform(-1, 1, (resolution // 2, resolution // 2)).repeat(2, 0).repeat(2, 1)
+    speckle = (
+        np.random.default_rng(5).uniform(-1, 1, (resolution // 2, resolution // 2)).repeat(2, 0).repeat(2, 1)
+    )
     waves = np.sin(y * 0.8 + 1.2 * np.sin(x * 0.25))
     tints = ((242, 238, 228), (176, 130, 88), (176, 104, 88), (120, 168, 96), (112, 176, 206))
     depth = (np.zeros_like(x), 0.09 * grain, np.where(mortar, 0.22, 0.0), 0.09 * speckle, 0.09 * waves)
@@ -256,7 +294,7 @@ def _grounds(resolution: int) -> Pictures:
     return np.asarray(base + np.stack(depth).astype(np.float32)[:, None])
 
 
-_WORLDS = {"toy-small": OneObject, "toy": TwoObjects}
+_WORLDS: dict[str, Callable[[], World]] = {"toy-small": OneObject, "toy": TwoObjects}
 
 
 def world(name: str) -> World:
