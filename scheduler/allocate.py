@@ -1,0 +1,59 @@
+"""SRAM addresses: rectangles in time x address, placed largest first at the lowest address that is free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """Something that needs `size_bytes` consecutive bytes from step `first` to step `last`, both included."""
+
+    name: str
+    size_bytes: int
+    first: int
+    last: int
+
+
+def liveness_bound(items: Sequence[Lifetime]) -> int:
+    """Most bytes alive at one step: no allocation can do with less."""
+    if not items:
+        return 0
+    change = [0] * (max(i.last for i in items) + 2)
+    for item in items:
+        change[item.first] += item.size_bytes
+        change[item.last + 1] -= item.size_bytes
+    peak = total = 0
+    for delta in change:
+        total += delta
+        peak = max(peak, total)
+    return peak
+
+
+def allocate(items: Sequence[Lifetime], capacity_bytes: int) -> dict[str, int] | None:
+    """Address of each item, or None where this heuristic finds no place within the capacity.
+
+    Source: greedy by size, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference" (2020).
+    """
+    steps = max((i.last for i in items), default=-1) + 1
+    placed_at: list[list[tuple[int, int, int]]] = [[] for _ in range(steps)]
+    addresses: dict[str, int] = {}
+    for number, item in enumerate(sorted(items, key=lambda i: (-i.size_bytes, i.first, i.name))):
+        address = _lowest_gap(item, placed_at, capacity_bytes)
+        if address is None:
+            return None
+        addresses[item.name] = address
+        for step in range(item.first, item.last + 1):
+            placed_at[step].append((address, address + item.size_bytes, number))
+    return addresses
+
+
+def _lowest_gap(item: Lifetime, placed_at: list[list[tuple[int, int, int]]], capacity: int) -> int | None:
+    taken = sorted({place for step in range(item.first, item.last + 1) for place in placed_at[step]})
+    cursor = 0
+    for low, high, _ in taken:
+        if low - cursor >= item.size_bytes:
+            return cursor
+        cursor = max(cursor, high)
+    return cursor if cursor + item.size_bytes <= capacity else None

@@ -1,0 +1,276 @@
+"""From a graph to a plan: units, residency, addresses, tile counts; the curve of each segment is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import npusim
+from npusim.errors import BadInputError
+from npusim.graph import Graph
+from npusim.hardware import Npu
+from npusim.layout import PLAIN
+from npusim.lower import lower
+from npusim.lower.slots import SlotSpec, layer_slots
+from npusim.plan import LayerPlan, ModelRef, Options, Plan, SegmentPlan, Slots, TensorPlan
+from npusim.program import Program
+from npusim.scheduler.allocate import Lifetime, allocate
+from npusim.scheduler.layouts import choose_layouts, choose_units
+from npusim.scheduler.pieces import Option, layer_key, piece_options, undominated
+from npusim.scheduler.problem import Infeasible, Policy, Problem
+from npusim.scheduler.residency import Unit, choose_resident, spans
+from npusim.scheduler.tiles import (
+    Segment,
+    Tiling,
+    fewest_tiles,
+    find_segments,
+    layers_of,
+    predicted,
+    requested_tiling,
+    slots_of,
+    tile_count,
+    tilings,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asked for: tiling rule (`none`, `sram`, `auto` or a count), segment kinds, precision, policy, pins."""
+
+    tiles: str = "auto"
+    segments: str = "all"
+    precision: str = "w8a16"
+    policy: Policy = "decoupled"
+    pins: Mapping[str, int] = field(default_factory=dict)
+
+
+def make_problem(graph: Graph, npu: Npu, precision: str, policy: Policy) -> Problem:
+    """Fix layouts and engines."""
+    return Problem(
+        graph=graph, npu=npu, precision=precision, policy=policy,
+        layouts=choose_layouts(graph, npu), units=choose_units(graph, npu, precision),
+    )  # fmt: skip
+
+
+def plan_graph(problem: Problem, request: Request) -> tuple[Plan, Program] | Infeasible:
+    """Decide everything, lower it, and put the Program's hash into the plan."""
+    segments = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
+    _check_pins(segments, request)
+    units = _units(problem, segments, request)
+    decided = _decide(problem, units)
+    if isinstance(decided, Infeasible):
+        return decided
+    plan = _assemble(problem, request, units, segments, decided)
+    program = lower(problem.graph, plan)
+    return plan.model_copy(update={"program_sha256": program.sha256()}), program
+
+
+def _check_pins(segments: Sequence[Segment], request: Request) -> None:
+    names = {s.name for s in segments}
+    for name, count in request.pins.items():
+        if name not in names:
+            known = ", ".join(sorted(names)) or "none"
+            raise BadInputError(f"--tiles {name}={count}: there is no such segment; segments are: {known}")
+
+
+# ---- units ----------------------------------------------------------------------------------------------------------
+
+
+def _units(problem: Problem, segments: Sequence[Segment], request: Request) -> list[Unit]:
+    """Layers and segments in execution order; equal structures share their options."""
+    ends = {s.layers[-1]: s for s in segments}
+    inside = {name for s in segments for name in s.layers}
+    memo: dict[object, list[Option]] = {}
+    units = []
+    for layer in problem.graph.layers:
+        if layer.name in ends:
+            units.append(_segment_unit(problem, ends[layer.name], request, memo))
+        elif layer.name not in inside:
+            units.append(_layer_unit(problem, layer.name, memo))
+    return units
+
+
+def _layer_unit(problem: Problem, name: str, memo: dict[object, list[Option]]) -> Unit:
+    layer = next(x for x in problem.graph.layers if x.name == name)
+
+    def options(resident: frozenset[str]) -> Sequence[Option]:
+        key = layer_key(problem, layer, resident)
+        if key not in memo:
+            memo[key] = piece_options(problem, layer, resident)
+        return memo[key]
+
+    return Unit(name=name, layers=(name,), tensors=frozenset((*layer.reads(), layer.output)), options=options)
+
+
+def _segment_unit(problem: Problem, segment: Segment, request: Request, memo: dict[object, list[Option]]) -> Unit:
+    layers = layers_of(problem.graph, segment)
+    members = (layers.scores, layers.softmax, layers.values)
+    internal = {layers.scores.output, layers.softmax.output}
+    tensors = frozenset(t for x in members for t in (*x.reads(), x.output)) - internal
+
+    def options(resident: frozenset[str]) -> Sequence[Option]:
+        key = (segment.kind, request.pins.get(segment.name), *(layer_key(problem, x, resident) for x in members))
+        if key not in memo:
+            memo[key] = _segment_options(problem, segment, request, resident)
+        return memo[key]
+
+    return Unit(name=segment.name, layers=segment.layers, tensors=tensors, options=options)
+
+
+def _segment_options(problem: Problem, segment: Segment, request: Request, resident: frozenset[str]) -> list[Option]:
+    """`sram` and counts leave one choice; `auto` all undominated ones."""
+    layers = layers_of(problem.graph, segment)
+    predict = partial(predicted, problem, layers, resident=resident)
+    pinned = request.pins.get(segment.name)
+    if pinned is not None or request.tiles.isdigit():
+        tiling = requested_tiling(problem, layers, pinned if pinned is not None else int(request.tiles))
+        shallow = replace(tiling, depth=1)
+        return undominated([predict(tiling), predict(shallow)])
+    if request.tiles == "sram":
+        rule = fewest_tiles(problem, layers, problem.npu.sram.sram_bytes, frozenset())
+        return [predict(rule)] if rule is not None else [predict(t) for t in list(tilings(problem, layers))[-1:]]
+    return undominated(predict(t) for t in tilings(problem, layers))
+
+
+# ---- decisions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decisions:
+    resident: frozenset[str]
+    options: Sequence[Option]
+    addresses: Mapping[str, int]
+
+
+def _decide(problem: Problem, units: Sequence[Unit]) -> _Decisions | Infeasible:
+    """Residency under shrinking budgets until the addresses fit too (greedy placement needs a few percent of slack)."""
+    capacity = problem.npu.sram.sram_bytes
+    for percent in (100, 98, 96, 93, 90, 85, 80, 70, 60, 50, 0):
+        found = choose_resident(problem, units, capacity * percent // 100) if percent else choose_resident(problem, units, capacity)
+        if isinstance(found, int):
+            if percent == 100:
+                return _infeasible(problem, units[found])
+            continue
+        resident, options = found if percent else (frozenset[str](), _without_residents(units, capacity))
+        addresses = _addresses(problem, units, resident, options)
+        if addresses is not None:
+            return _Decisions(resident=resident, options=options, addresses=addresses)
+    raise AssertionError("slots of a single unit always fit, since their sum was checked")
+
+
+def _without_residents(units: Sequence[Unit], capacity: int) -> list[Option]:
+    return [next(o for o in u.options(frozenset()) if o.sram_bytes <= capacity) for u in units]
+
+
+def _infeasible(problem: Problem, unit: Unit) -> Infeasible:
+    best = min(unit.options(frozenset()), key=lambda o: o.sram_bytes)
+    specs = _specs(problem, unit, frozenset(), best)
+    largest = sorted(((s.name, s.total_bytes) for s in specs), key=lambda c: -c[1])
+    levers = ("give --tiles a larger count", "or --tiles auto") if isinstance(best.tile, Tiling) else ("use an NPU with more SRAM", "a narrower precision")
+    return Infeasible(
+        where=f"'{unit.name}' on {problem.npu.name}",
+        demand_bytes=best.sram_bytes,
+        capacity_bytes=problem.npu.sram.sram_bytes,
+        contributors=tuple((f"slot {n}", size) for n, size in largest[:3]),
+        levers=tuple(x.removeprefix("or ") for x in levers),
+    )
+
+
+def _specs(problem: Problem, unit: Unit, resident: frozenset[str], option: Option) -> list[SlotSpec]:
+    if isinstance(option.tile, Tiling):
+        layers = layers_of(problem.graph, Segment(unit.name, "attention", unit.layers))
+        return slots_of(problem, layers, option.tile, resident)
+    layer = next(x for x in problem.graph.layers if x.name == unit.layers[0])
+    assert option.pieces is not None
+    return layer_slots(problem.storage(resident), layer, option.pieces)
+
+
+def _addresses(problem: Problem, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option]) -> dict[str, int] | None:
+    """One address per resident tensor and per slot. Slots of weights are free one unit early, so that they can be prefetched."""
+    fixed = [
+        Lifetime(name=s.tensor, size_bytes=s.size_bytes, first=s.first, last=s.last)
+        for s in spans(problem, units)
+        if s.tensor in resident
+    ]
+    early, late = [], []
+    for index, (unit, option) in enumerate(zip(units, options, strict=True)):
+        for spec in _specs(problem, unit, resident, option):
+            for number in range(spec.count):
+                name = f"{unit.name}/{spec.name}/{number}"
+                late.append(Lifetime(name=name, size_bytes=spec.slot_bytes, first=index, last=index))
+                ahead = index - 1 if index and problem.policy == "decoupled" and spec.name in ("w", "params", "k", "v") else index
+                early.append(Lifetime(name=name, size_bytes=spec.slot_bytes, first=ahead, last=index))
+    capacity = problem.npu.sram.sram_bytes
+    return allocate([*fixed, *early], capacity) or allocate([*fixed, *late], capacity)
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+
+def _assemble(problem: Problem, request: Request, units: Sequence[Unit], segments: Sequence[Segment], decided: _Decisions) -> Plan:
+    placed = {u.name: _slots(problem, u, decided, o) for u, o in zip(units, decided.options, strict=True)}
+    chosen = {u.name: o for u, o in zip(units, decided.options, strict=True)}
+    return Plan(
+        npusim_version=npusim.__version__,
+        model=ModelRef(name=problem.graph.name, sha256=problem.graph.model_sha256),
+        options=Options(tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy),
+        npu=problem.npu,
+        tensors=tuple(_tensor_plans(problem, decided)),
+        layers=tuple(_layer_plans(problem, request, segments, chosen, placed)),
+        segments=tuple(_segment_plan(problem, s, chosen[s.name], placed[s.name]) for s in segments),
+    )
+
+
+def _slots(problem: Problem, unit: Unit, decided: _Decisions, option: Option) -> tuple[Slots, ...]:
+    specs = _specs(problem, unit, decided.resident, option)
+    return tuple(
+        Slots(
+            name=s.name, slot_bytes=s.slot_bytes,
+            addresses=tuple(decided.addresses[f"{unit.name}/{s.name}/{i}"] for i in range(s.count)),
+        )
+        for s in specs
+    )  # fmt: skip
+
+
+def _tensor_plans(problem: Problem, decided: _Decisions) -> list[TensorPlan]:
+    plans = []
+    for name in problem.graph.tensors:
+        layout = problem.layouts.get(name, PLAIN)
+        plans.append(
+            TensorPlan(
+                name=name, home="sram" if name in decided.resident else "dram", block=layout.block, padded=layout.padded,
+                element_bytes=problem.element_bytes[name], address=decided.addresses.get(name, 0),
+                size_bytes=problem.tensor_bytes(name),
+            )
+        )  # fmt: skip
+    return plans
+
+
+def _layer_plans(
+    problem: Problem, request: Request, segments: Sequence[Segment], chosen: Mapping[str, Option], placed: Mapping[str, tuple[Slots, ...]]
+) -> list[LayerPlan]:
+    owner = {name: s.name for s in segments for name in s.layers}
+    vector = (problem.npu.vector_engine.kind, problem.npu.vector_engine.count)
+    plans = []
+    for layer in problem.graph.layers:
+        unit, count = problem.units.get(layer.name, vector)
+        segment = owner.get(layer.name, "")
+        plans.append(
+            LayerPlan(
+                name=layer.name, precision=request.precision, unit=unit, engines=tuple(range(count)), segment=segment,
+                pieces=None if segment else chosen[layer.name].pieces, slots=() if segment else placed[layer.name],
+            )
+        )  # fmt: skip
+    return plans
+
+
+def _segment_plan(problem: Problem, segment: Segment, option: Option, slots: tuple[Slots, ...]) -> SegmentPlan:
+    tiling = option.tile
+    assert isinstance(tiling, Tiling)
+    by_heads, by_rows = tile_count(layers_of(problem.graph, segment), tiling)
+    return SegmentPlan(
+        name=segment.name, kind=segment.kind, layers=segment.layers, tiles={"heads": by_heads, "rows": by_rows},
+        tile_count=by_heads * by_rows, heads_per_tile=tiling.heads, rows_per_tile=tiling.rows, depth=tiling.depth,
+        in_place=tiling.in_place, requested=tiling.requested, slots=slots,
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""Which tensors stay in SRAM between layers: those that pay for the space they take from the layers they live through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from npusim.scheduler.pieces import Option
+from npusim.scheduler.problem import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Something that is scheduled as a whole: a layer, or the layers of a segment.
+
+    Attributes:
+        tensors: what it reads and writes (not what stays inside it).
+        options: undominated ways to run it, given which of its tensors are in SRAM.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    tensors: frozenset[str]
+    options: Callable[[frozenset[str]], Sequence[Option]]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tensor that might stay: units from its producer to its last reader, and its size."""
+
+    tensor: str
+    first: int
+    last: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _State:
+    capacity: int
+    resident: set[str] = field(default_factory=set)
+    used: list[int] = field(default_factory=list)
+    cost: list[int] = field(default_factory=list)
+
+
+def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
+    """Lifetimes of all intermediates that pass between units."""
+    graph = problem.graph
+    position = {layer: i for i, unit in enumerate(units) for layer in unit.layers}
+    first = {layer.output: position[layer.name] for layer in graph.layers}
+    last: dict[str, int] = {}
+    for layer in graph.layers:
+        for name in layer.reads():
+            last[name] = max(last.get(name, 0), position[layer.name])
+    return [
+        Span(name, first[name], last[name], problem.tensor_bytes(name))
+        for name, tensor in graph.tensors.items()
+        if tensor.kind == "intermediate" and name in last and last[name] > first[name]
+    ]
+
+
+def choose_resident(problem: Problem, units: Sequence[Unit], capacity_bytes: int) -> tuple[frozenset[str], list[Option]] | int:
+    """Resident tensors and the chosen option of each unit; or the index of the first unit that cannot run at all.
+
+    Tensors are tried by length of life, shortest first, then largest first; each stays if the predicted time of all units that it
+    touches or lives through falls. A skip tensor that would starve ten layers goes through DRAM.
+    """
+    state = _State(capacity=capacity_bytes, used=[0] * len(units))
+    for index, unit in enumerate(units):
+        option = _best(unit, frozenset(), capacity_bytes)
+        if option is None:
+            return index
+        state.cost.append(option.cost_ps)
+    for span in sorted(spans(problem, units), key=lambda s: (s.last - s.first, -s.size_bytes, s.first, s.tensor)):
+        _try(state, units, span)
+    chosen = []
+    for index, unit in enumerate(units):
+        option = _best(unit, frozenset(state.resident) & unit.tensors, capacity_bytes - state.used[index])
+        assert option is not None
+        chosen.append(option)
+    return frozenset(state.resident), chosen
+
+
+def _best(unit: Unit, resident: frozenset[str], budget_bytes: int) -> Option | None:
+    return next((o for o in unit.options(resident) if o.sram_bytes <= budget_bytes), None)
+
+
+def _try(state: _State, units: Sequence[Unit], span: Span) -> None:
+    """Keep the tensor in SRAM if that shortens the units of its span."""
+    resident = frozenset(state.resident | {span.tensor})
+    costs = []
+    before = after = 0
+    for index in range(span.first, span.last + 1):
+        budget = state.capacity - state.used[index] - span.size_bytes
+        option = _best(units[index], resident & units[index].tensors, budget) if budget >= 0 else None
+        if option is None:
+            return
+        costs.append(option.cost_ps)
+        before += state.cost[index]
+        after += option.cost_ps
+    if after < before:
+        state.resident.add(span.tensor)
+        for offset, index in enumerate(range(span.first, span.last + 1)):
+            state.used[index] += span.size_bytes
+            state.cost[index] = costs[offset]
