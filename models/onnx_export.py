@@ -66,21 +66,38 @@ def spelling_of(exporter: Exporter = "dynamo", opset: int | None = None, dtype: 
     return Spelling(exporter=exporter, opset=opset or DEFAULT_OPSET.get(exporter, 0), dtype=dtype)
 
 
-def seeded_network(architecture: Architecture, *, dtype: Dtype = "fp32", seed: int = 0) -> Any:
-    """The torch module of `architecture` with weights drawn from `seed`: no two tensors alike, as if trained.
+def seeded_network(
+    architecture: Architecture, *, dtype: Dtype = "fp32", seed: int = 0, distinct: bool = True
+) -> Any:
+    """The torch module of `architecture` with weights drawn from `seed`, as if trained.
 
-    Weights come from torch's initialisers. Those that start as all ones or all zeros (norms, some biases) get
-    Gaussian noise of standard deviation `NOISE`: exporters merge equal tensors, which a checkpoint never has.
+    Args:
+        architecture: What to build.
+        dtype: Of weights and activations.
+        seed: Of torch's generator; the caller's generator is left as it was.
+        distinct: Add Gaussian noise of standard deviation `NOISE` to what starts as all ones or all zeros
+            (norms, some biases): exporters merge equal tensors, of which a trained network has none.
     """
-    torch = _torch()
+    torch = require_torch()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = architecture.build()
-        with torch.no_grad():
-            for parameter in network.parameters():
-                if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-                    parameter.add_(torch.randn_like(parameter), alpha=NOISE)
-    return torch.nn.Module.to(network, _torch_dtype(dtype))
+        if distinct:
+            _make_distinct(network)
+    return cast(network, dtype)
+
+
+def cast(network: Any, dtype: Dtype) -> Any:
+    """`network` with weights and activations in `dtype`, those the libraries would keep in fp32 too."""
+    return require_torch().nn.Module.to(network, _torch_dtype(dtype))
+
+
+def _make_distinct(network: Any) -> None:
+    torch = require_torch()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(torch.randn_like(parameter), alpha=NOISE)
 
 
 def placeholder_network(architecture: Architecture, *, dtype: Dtype = "fp32", seed: int = 0) -> Any:
@@ -89,7 +106,7 @@ def placeholder_network(architecture: Architecture, *, dtype: Dtype = "fp32", se
     Its graph is that of `seeded_network`; its memory is not: this is how graphs of networks with billions of
     parameters are made. Only for architectures without buffers, whose values a graph would need.
     """
-    torch = _torch()
+    torch = require_torch()
     with torch.device("meta"):
         network = architecture.build()
     if any(True for _ in network.buffers()):
@@ -117,7 +134,7 @@ def export(network: Any, architecture: Architecture, spelling: Spelling, path: P
         return path
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         raw = Path(folder) / "legacy.onnx"
-        _write_legacy(network, architecture, spelling, raw)
+        write_legacy(network, architecture, spelling, raw)
         model = onnx.load(raw)
     onnx.save_model(
         model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
@@ -131,7 +148,7 @@ def stripped_graph(network: Any, architecture: Architecture, spelling: Spelling)
         return strip(_proto_without_weights(_dynamo_program(network, architecture, spelling)))
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "legacy.onnx"
-        _write_legacy(network, architecture, spelling, raw)
+        write_legacy(network, architecture, spelling, raw)
         return strip(onnx.load(raw, load_external_data=False))
 
 
@@ -140,7 +157,8 @@ def example_inputs(architecture: Architecture, dtype: Dtype) -> tuple[Any, ...]:
     return tuple(_example(spec, dtype) for spec in architecture.inputs)
 
 
-def _torch() -> Any:
+def require_torch() -> Any:
+    """The torch package. Raises MissingExtraError where it is not installed."""
     try:
         import torch
     except ImportError as error:
@@ -149,11 +167,11 @@ def _torch() -> Any:
 
 
 def _torch_dtype(dtype: Dtype) -> Any:
-    return _torch().float16 if dtype == "fp16" else _torch().float32
+    return require_torch().float16 if dtype == "fp16" else require_torch().float32
 
 
 def _example(spec: InputSpec, dtype: Dtype) -> Any:
-    torch = _torch()
+    torch = require_torch()
     return torch.zeros(spec.shape, dtype=torch.int64 if spec.dtype == "int64" else _torch_dtype(dtype))
 
 
@@ -172,7 +190,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _dynamo_program(network: Any, architecture: Architecture, spelling: Spelling) -> Any:
-    torch = _torch()
+    torch = require_torch()
     with _quiet(), torch.no_grad():
         return torch.onnx.export(
             traced(network, architecture),
@@ -185,8 +203,9 @@ def _dynamo_program(network: Any, architecture: Architecture, spelling: Spelling
         )
 
 
-def _write_legacy(network: Any, architecture: Architecture, spelling: Spelling, path: Path) -> None:
-    torch = _torch()
+def write_legacy(network: Any, architecture: Architecture, spelling: Spelling, path: Path) -> None:
+    """Write the legacy exporter's file: weights inside up to 2 GB, in files beside it above."""
+    torch = require_torch()
     with _quiet(), torch.no_grad():
         torch.onnx.export(
             traced(network, architecture),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -59,20 +60,17 @@ class Architecture:
         except ImportError as error:
             raise MissingExtraError(error.name or self.library, "models") from error
 
-    def build(self, overrides: Mapping[str, Any] | None = None) -> Any:
-        """The torch module in evaluation mode, with fresh weights on torch's current default device.
-
-        Args:
-            overrides: Arguments that replace those of `config`, as a checkpoint's own configuration does.
-        """
-        arguments = {**self.config, **(overrides or {})}
-        network_class = self.network_class()
-        if self.library == "transformers":
-            network = network_class(network_class.config_class(**arguments))
-        else:
-            network = network_class(**arguments)
-        if self.revise is not None:
-            self.revise(network)
+    def build(self) -> Any:
+        """The torch module in evaluation mode, with fresh weights on torch's current default device."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' own deprecations
+            network_class = self.network_class()
+            if self.library == "transformers":
+                network = network_class(network_class.config_class(**self.config))
+            else:
+                network = network_class(**self.config)
+            if self.revise is not None:
+                self.revise(network)
         return network.eval()
 
     def parameters(self, network: Any) -> int:

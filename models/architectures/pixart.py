@@ -24,16 +24,17 @@ PIXART_ALPHA: Mapping[str, Any] = {
 TEXT_TOKENS = 120
 
 
-def pixart(side: int, *, micro_conditions: bool) -> Architecture:
+def pixart(side: int, *, micro_conditions: bool, text_channels: int = 4096) -> Architecture:
     """The transformer over a latent of `side` squared, batch 1; the text mask is left out (all tokens count).
 
     Args:
         side: Rows and columns of the latent.
         micro_conditions: Whether the image's resolution and aspect ratio are inputs (the 1024 model).
+        text_channels: Width of the text encoder's tokens.
     """
     inputs = [
         InputSpec(name="sample", shape=(1, 4, side, side), argument="hidden_states"),
-        InputSpec(name="encoder_hidden_states", shape=(1, TEXT_TOKENS, 4096)),
+        InputSpec(name="encoder_hidden_states", shape=(1, TEXT_TOKENS, text_channels)),
         InputSpec(name="timestep", shape=(1,), dtype="int64"),
     ]
     if micro_conditions:
@@ -44,7 +45,12 @@ def pixart(side: int, *, micro_conditions: bool) -> Architecture:
     return Architecture(
         library="diffusers",
         class_name="PixArtTransformer2DModel",
-        config={**PIXART_ALPHA, "sample_size": side, "use_additional_conditions": micro_conditions},
+        config={
+            **PIXART_ALPHA,
+            "caption_channels": text_channels,
+            "sample_size": side,
+            "use_additional_conditions": micro_conditions,
+        },
         inputs=tuple(inputs),
     )
 

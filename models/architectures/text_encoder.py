@@ -9,6 +9,23 @@ from collections.abc import Mapping
 
 from npusim.models.architectures.network import Architecture, InputSpec
 
+CONFIG_KEYS = frozenset(  # what of a checkpoint's configuration shapes the network
+    {
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "projection_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "hidden_act",
+        "layer_norm_eps",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    }
+)
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "clip-text-encoder": Architecture(
         library="transformers",

@@ -33,16 +33,21 @@ SSD_1B: Mapping[str, Any] = {
 
 
 def sdxl_unet(config: Mapping[str, Any]) -> Architecture:
-    """A U-Net over the latent of a 1024x1024 image conditioned on text and the image's size."""
+    """A U-Net over a latent of `sample_size` squared, conditioned on text, pooled text and the image's size.
+
+    The pooled text's width is what the class's projection leaves beside the six numbers of the size.
+    """
+    side, text_width = config["sample_size"], config["cross_attention_dim"]
+    pooled_width = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     return Architecture(
         library="diffusers",
         class_name="UNet2DConditionModel",
         config=config,
         inputs=(
-            InputSpec(name="sample", shape=(1, 4, 128, 128)),
+            InputSpec(name="sample", shape=(1, config.get("in_channels", 4), side, side)),
             InputSpec(name="timestep", shape=(1,), dtype="int64"),
-            InputSpec(name="encoder_hidden_states", shape=(1, 77, 2048)),
-            InputSpec(name="text_embeds", shape=(1, 1280), argument="added_cond_kwargs.text_embeds"),
+            InputSpec(name="encoder_hidden_states", shape=(1, 77, text_width)),
+            InputSpec(name="text_embeds", shape=(1, pooled_width), argument="added_cond_kwargs.text_embeds"),
             InputSpec(name="time_ids", shape=(1, 6), argument="added_cond_kwargs.time_ids"),
         ),
     )
