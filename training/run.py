@@ -173,8 +173,8 @@ def check_pair(teacher: Path, student: Path, wanted: dict[str, str]) -> None:
         if differing:
             what = " and ".join(differing)
             raise BadInputError(
-                f"{folder}: was made with another {what} than this run's, so {teacher} and {student} cannot be "
-                "teacher and student; use networks of one run, or train this one again"
+                f"{folder}: was made with another {what} than this run's, so {teacher} and {student} "
+                "cannot be teacher and student; use networks of one run, or train this one again"
             )
 
 
