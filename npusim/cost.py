@@ -6,6 +6,7 @@ Every function takes numpy columns (or scalars) and returns one value per comman
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def product_steps(engine: TensorEngine, engines: int, batch: Any, m: Any, n: Any
     by_batch = ceil_div(batch, engines) * rows * cols
     by_rows = batch * ceil_div(rows, engines) * cols
     by_cols = batch * rows * ceil_div(cols, engines)
+    if isinstance(by_batch, int):
+        return min(by_batch, by_rows, by_cols) * depth
     return np.minimum(np.minimum(by_batch, by_rows), by_cols) * depth
 
 
@@ -64,7 +67,7 @@ def product_ps(npu: Npu, engine: TensorEngine, engines: int, extents: Sequence[A
 def vector_ps(npu: Npu, engines: int, elements: Any, operations: Any) -> Any:
     """Picoseconds of `elements` x `operations` lane operations on `engines` vector engines."""
     unit = npu.vector_engine
-    cycles = np.ceil(np.asarray(elements * operations, dtype=np.float64) / (unit.lanes * engines))
+    cycles = _ceil(elements * operations / (unit.lanes * engines))
     return _up(cycles * (PS_PER_S / (npu.core.clock_hz * unit.efficiency)))
 
 
@@ -76,7 +79,7 @@ def lane_operations(npu: Npu, function: str) -> float:
 
 def transfer_bytes(npu: Npu, size_bytes: Any, runs: Any) -> Any:
     """Bytes of bandwidth that a transfer uses up: its own, and an overhead for each contiguous run."""
-    return np.asarray(np.ceil(size_bytes + runs * npu.dma.run_overhead_bytes), dtype=np.int64)
+    return _up(size_bytes + runs * npu.dma.run_overhead_bytes)
 
 
 def dma_ps(npu: Npu, size_bytes: Any, runs: Any) -> Any:
@@ -95,7 +98,14 @@ def handover_ps(npu: Npu) -> int:
     return round(npu.handover.handover_s * PS_PER_S)
 
 
+def _ceil(value: Any) -> Any:
+    return ceil(value) if isinstance(value, float) else np.ceil(value)
+
+
 def _up(value: Any) -> Any:
+    """Rounded up to an integer; what is within 1e-3 above one counts as that one (floating-point noise)."""
+    if isinstance(value, float | int):
+        return ceil(round(value, 3))
     return np.asarray(np.ceil(np.round(value, 3)), dtype=np.int64)
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
+from typing import Literal
 
-from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, vector_ps
+from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_ps, vector_ps
 from npusim.dtypes import PRECISIONS
 from npusim.graph import Layer
-from npusim.lower.geometry import bands, head_cols_of, row_unit
-from npusim.lower.slots import Storage, layer_slots
-from npusim.ops import OPS, product_of, vector_work
+from npusim.lower.geometry import band_count, head_cols_of, row_unit
+from npusim.lower.slots import layer_slots
+from npusim.ops import OPS, Product, product_of, vector_work
 from npusim.plan import Pieces
 from npusim.scheduler.problem import Problem
 
-#: Into how many parts an axis is tried to be cut.
-COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
+#: Into how many parts an axis is tried to be cut; the finer ones only where SRAM is scarce.
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+FINE_COUNTS = (96, 128, 192, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,31 +43,45 @@ def undominated(options: Iterable[Option]) -> list[Option]:
 
 def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
     """Undominated ways to cut a layer when `resident` tensors are in SRAM anyway."""
-    storage = problem.storage(resident)
-    depths = (1,) if problem.policy == "serial" else (2, 1)
-    options = []
-    for rows, cols, order in _cuts(problem, layer):
-        for depth in depths:
-            pieces = Pieces(rows=rows, cols=cols, order=order, depth=depth)
-            specs = layer_slots(storage, layer, pieces)
-            size = sum(s.total_bytes for s in specs)
-            if size <= problem.npu.sram.sram_bytes or not options:
-                options.append(_option(problem, storage, layer, pieces, size))
-    return undominated(options)
+    coster = _Coster(problem, layer, resident)
+    options = [coster.option(*cut) for cut in _single_pass(problem, layer, COUNTS)]
+    capacity = problem.npu.sram.sram_bytes
+    if min(o.sram_bytes for o in options) > capacity // SCARCE:
+        options += [coster.option(*cut) for cut in _mixed(problem, layer, (*COUNTS, *FINE_COUNTS))]
+    if problem.policy == "serial":
+        return undominated(options)
+    shallow = [o.pieces for o in options if o.sram_bytes > capacity // SCARCE and o.pieces is not None]
+    return undominated([*options, *(coster.option(p.rows, p.cols, p.order, depth=1) for p in shallow)])
 
 
-def _cuts(problem: Problem, layer: Layer) -> Iterable[tuple[int, int, str]]:
+Cut = tuple[int, int, Literal["rows", "cols"]]
+
+#: A working set under this share of the SRAM leaves room for everything else: finer cuts are not tried.
+SCARCE = 8
+
+
+def _single_pass(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[Cut]:
+    """Cuts that load every operand once: all columns with bands of rows, or all rows with blocks of columns."""
     out = problem.graph.tensors[layer.output].shape
-    rows = _row_choices(problem, layer)
+    rows = _row_choices(problem, layer, counts)
     if OPS[layer.op].streams != "product":
         return [(r, out[3], "rows") for r in rows]
-    cols = _col_choices(problem, layer)
-    whole = [(r, cols[0], "rows") for r in rows] + [(rows[0], c, "cols") for c in cols[1:]]
-    mixed = [(r, c, order) for r in rows[1::2] for c in cols[1::2] for order in ("rows", "cols")]
-    return whole + mixed
+    cols = _col_choices(problem, layer, counts)
+    return [(r, cols[0], "rows") for r in rows] + [(rows[0], c, "cols") for c in cols[1:]]
 
 
-def _row_choices(problem: Problem, layer: Layer) -> list[int]:
+def _mixed(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[Cut]:
+    """Cuts of both axes; one operand is loaded again for each part of the other."""
+    out = problem.graph.tensors[layer.output].shape
+    rows = _row_choices(problem, layer, counts)
+    if OPS[layer.op].streams != "product":
+        return [(r, out[3], "rows") for r in rows]
+    cols = _col_choices(problem, layer, counts)
+    some_rows, some_cols = dict.fromkeys((*rows[::3], rows[-1])), dict.fromkeys((*cols[::3], cols[-1]))
+    return [(r, c, order) for r in some_rows for c in some_cols for order in ("rows", "cols")]
+
+
+def _row_choices(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[int]:
     """Output rows per piece, most first; whole heads together where the layer works row by row."""
     out = problem.graph.tensors[layer.output].shape
     unit = row_unit(layer)
@@ -75,13 +91,13 @@ def _row_choices(problem: Problem, layer: Layer) -> list[int]:
         granule = min(out[2], engine.array_rows * engine.count)
     joined = out[1] if OPS[layer.op].streams in ("rows", "whole") else 1
     choices = [out[2] * h for h in (joined, joined // 2, joined // 4) if h > 1]
-    choices += [min(out[2], -(-ceil(out[2] / n) // granule) * granule) for n in COUNTS if n <= max(1, out[2] // unit)]
-    if unit == 1 and granule > 1:
+    choices += [min(out[2], -(-ceil(out[2] / n) // granule) * granule) for n in counts if n <= max(1, out[2] // unit)]
+    if granule > unit and FINE_COUNTS[-1] in counts:
         choices += [r for r in (granule // 2, granule // 4, 1) if 0 < r < out[2]]
     return list(dict.fromkeys(choices))
 
 
-def _col_choices(problem: Problem, layer: Layer) -> list[int]:
+def _col_choices(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[int]:
     """Output columns per piece, most first; whole blocks of a blocked layout, whole groups of a grouped convolution."""
     out = problem.graph.tensors[layer.output].shape
     total = out[3]
@@ -95,29 +111,81 @@ def _col_choices(problem: Problem, layer: Layer) -> list[int]:
         granule = layout.block
     elif layout is not None:
         return [total]
-    choices = [min(total, -(-ceil(total / n) // granule) * granule) for n in COUNTS if n <= total]
+    choices = [min(total, -(-ceil(total / n) // granule) * granule) for n in counts if n <= total]
     return list(dict.fromkeys(choices))
 
 
-def _option(problem: Problem, storage: Storage, layer: Layer, pieces: Pieces, size: int) -> Option:
-    npu = problem.npu
-    out = problem.graph.tensors[layer.output].shape
-    cut = bands(out, pieces.rows)
-    if OPS[layer.op].streams == "product":
-        tensor, moves, steps = _product_cost(problem, storage, layer, pieces, len(cut))
-    else:
-        tensor, steps = 0, len(cut) * OPS[layer.op].passes
-        moves = _row_moves(storage, layer, pieces, len(cut))
-    vector = sum(
-        int(vector_ps(npu, npu.vector_engine.count, elements, lane_operations(npu, function)))
-        for function, elements in vector_work(problem.graph, layer)
-    )
-    transfers = sum(m[0] for m in moves)
-    moved = sum(m[1] for m in moves)
-    dma = int(dma_ps(npu, moved, transfers)) + (transfers - 1) * round(npu.dma.setup_s * 1e12) if transfers else 0
-    touches = steps * (1 + sum(1 for e in layer.epilogue if e.function != "scale") * (tensor > 0))
-    waits = handover_ps(npu) * touches
-    return Option(cost_ps=_time(problem, tensor, vector, dma, waits, steps), dram_bytes=moved, sram_bytes=size, pieces=pieces)
+class _Coster:
+    """Closed-form costs of one layer's cuts; what does not depend on the cut is computed once."""
+
+    def __init__(self, problem: Problem, layer: Layer, resident: frozenset[str]) -> None:
+        self.problem, self.layer = problem, layer
+        self.storage = problem.storage(resident)
+        self.out = problem.graph.tensors[layer.output].shape
+        self.product = product_of(problem.graph, layer)
+        self.depth = 1 if problem.policy == "serial" else 2
+        npu = problem.npu
+        self.setup = setup_ps(npu)
+        self.vector = sum(
+            int(vector_ps(npu, npu.vector_engine.count, elements, lane_operations(npu, function)))
+            for function, elements in vector_work(problem.graph, layer)
+        )
+        self.epilogues = sum(1 for e in layer.epilogue if e.function != "scale")
+
+    def option(self, rows: int, cols: int, order: Literal["rows", "cols"], depth: int = 0) -> Option:
+        """Cost and SRAM need of one cut."""
+        npu = self.problem.npu
+        pieces = Pieces(rows=rows, cols=cols, order=order, depth=depth or self.depth)
+        specs = {s.name: s for s in layer_slots(self.storage, self.layer, pieces)}
+        if self.product is not None:
+            tensor, steps, loads = self._product(pieces)
+        else:
+            tensor, (steps, loads) = 0, self._rows(pieces)
+        moves = [(loads.get(n, steps), s.slot_bytes) for n, s in specs.items() if n not in ("pre", "stats")]
+        transfers = sum(count for count, _ in moves)
+        moved = sum(count * size for count, size in moves)
+        dma = int(dma_ps(npu, moved, transfers)) + (transfers - 1) * self.setup if transfers else 0
+        waits = handover_ps(npu) * steps * (1 + (self.epilogues if tensor else 0))
+        return Option(
+            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, steps),
+            dram_bytes=moved,
+            sram_bytes=sum(s.total_bytes for s in specs.values()),
+            pieces=pieces,
+        )
+
+    def _rows(self, pieces: Pieces) -> tuple[int, dict[str, int]]:
+        """(steps, loads per slot) of a vector layer. A norm reads x twice, except the bands that are still there."""
+        count = band_count(self.out, pieces.rows)
+        if OPS[self.layer.op].streams != "norm":
+            return count, {"params": 1}
+        return 2 * count, {"x": 2 * count - self.out[0] * min(pieces.depth, count // self.out[0]), "params": 1, "out": count}
+
+    def _product(self, pieces: Pieces) -> tuple[int, int, dict[str, int]]:
+        """(tensor time, steps, loads per slot) of a product layer."""
+        product, npu = self.product, self.problem.npu
+        assert product is not None
+        kind, count = self.problem.units[self.layer.name]
+        engine = next(e for e in npu.tensor_engine if e.kind == kind)
+        precision = PRECISIONS[self.problem.precision]
+        pair = precision.activation_pair if product.activations else precision.weight_pair
+        outer, width, rows_each, extents = self._extents(pieces, product)
+        blocks = -(-width // pieces.cols)
+        steps = outer * rows_each * blocks
+        time = steps * int(product_ps(npu, engine, count, extents, pair, activations=product.activations))
+        x_loads, w_loads = _loads(pieces, rows_each, blocks)
+        return time, steps, {"x": outer * x_loads, "w": outer * w_loads}
+
+    def _extents(self, pieces: Pieces, product: Product) -> tuple[int, int, int, tuple[int, int, int, int]]:
+        """(independent products, columns, bands of each, extents of a piece)."""
+        out = self.out
+        rows = min(pieces.rows, out[2])
+        if self.layer.op == "matmul":
+            heads = int(self.layer.attributes["heads"])
+            width = head_cols_of(out, heads, out[3]).width
+            return out[0] * heads, width, -(-out[2] // rows), (1, rows, min(pieces.cols, width), product.k)
+        gated = 2 if self.layer.attributes.get("gated") else 1
+        cols = gated * min(pieces.cols, out[3]) // product.batch
+        return 1, out[3], band_count(out, pieces.rows), (product.batch, rows, cols, product.k)
 
 
 def _time(problem: Problem, tensor: int, vector: int, dma: int, waits: int, steps: int) -> int:
@@ -129,54 +197,11 @@ def _time(problem: Problem, tensor: int, vector: int, dma: int, waits: int, step
     return busiest + (total - busiest) // max(1, steps)
 
 
-def _product_cost(problem: Problem, storage: Storage, layer: Layer, pieces: Pieces, band_count: int) -> tuple[int, list[tuple[int, int]], int]:
-    """(tensor time, [(transfers, bytes)], steps) of a product layer."""
-    graph, npu = problem.graph, problem.npu
-    out = graph.tensors[layer.output].shape
-    product = product_of(graph, layer)
-    assert product is not None
-    kind, count = problem.units[layer.name]
-    engine = next(e for e in npu.tensor_engine if e.kind == kind)
-    precision = PRECISIONS[problem.precision]
-    pair = precision.activation_pair if product.activations else precision.weight_pair
-    specs = {s.name: s for s in layer_slots(storage, layer, pieces)}
-    gated = 2 if layer.attributes.get("gated") else 1
-    if layer.op == "matmul":
-        heads = int(layer.attributes["heads"])
-        outer, width = out[0] * heads, head_cols_of(out, heads, out[3]).width
-        rows_each = -(-out[2] // pieces.rows)
-        extents = (1, min(pieces.rows, out[2]), min(pieces.cols, width), product.k)
-    else:
-        outer, width, rows_each = 1, out[3], band_count
-        extents = (product.batch, min(pieces.rows, out[2]), gated * min(pieces.cols, width) // product.batch, product.k)
-    blocks = -(-width // pieces.cols)
-    steps = outer * rows_each * blocks
-    time = steps * int(product_ps(npu, engine, count, extents, pair, activations=product.activations))
-    x_loads, w_loads = _loads(pieces, rows_each, blocks)
-    moves = []
-    for name, loads in (("x", outer * x_loads), ("w", outer * w_loads), ("out", steps)):
-        if name in specs:
-            moves.append((loads, loads * specs[name].slot_bytes))
-    moves += [(steps, steps * s.slot_bytes) for n, s in specs.items() if n.startswith("aux")]
-    return time, moves, steps
-
-
 def _loads(pieces: Pieces, rows_each: int, blocks: int) -> tuple[int, int]:
     """How often a band of x and a block of weights are loaded: once, unless the inner loop evicts them."""
     if pieces.order == "rows":
         return rows_each, blocks if blocks <= pieces.depth else rows_each * blocks
     return (rows_each if rows_each <= pieces.depth else rows_each * blocks), blocks
-
-
-def _row_moves(storage: Storage, layer: Layer, pieces: Pieces, count: int) -> list[tuple[int, int]]:
-    specs = {s.name: s for s in layer_slots(storage, layer, pieces)}
-    images = storage.graph.tensors[layer.output].shape[0]
-    passes = 2 * count - images * min(pieces.depth, count // images) if OPS[layer.op].streams == "norm" else count
-    moves = [(1, specs["params"].slot_bytes)] if "params" in specs else []
-    if "x" in specs:
-        moves.append((passes, passes * specs["x"].slot_bytes))
-    moves += [(count, count * s.slot_bytes) for n, s in specs.items() if n == "out" or n.startswith("aux")]
-    return moves
 
 
 def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple[object, ...]:
@@ -190,8 +215,3 @@ def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple
     out = (tensors[layer.output].shape, layer.output in resident, problem.layouts.get(layer.output))
     attributes = tuple(sorted((k, v) for k, v in layer.attributes.items() if isinstance(v, int | str | tuple)))
     return (layer.op, shapes, out, attributes, layer.epilogue, problem.units.get(layer.name))
-
-
-def elements_of(problem: Problem, layer: Layer) -> int:
-    """Output elements of a layer."""
-    return prod(problem.graph.tensors[layer.output].shape)

@@ -144,23 +144,17 @@ class _Decisions:
 
 
 def _decide(problem: Problem, units: Sequence[Unit]) -> _Decisions | Infeasible:
-    """Residency under shrinking budgets until the addresses fit too (greedy placement needs a few percent of slack)."""
+    """Residency with growing slack until the addresses fit too (greedy placement needs a few percent)."""
     capacity = problem.npu.sram.sram_bytes
-    for percent in (100, 98, 96, 93, 90, 85, 80, 70, 60, 50, 0):
-        found = choose_resident(problem, units, capacity * percent // 100) if percent else choose_resident(problem, units, capacity)
+    for percent in (0, 2, 4, 7, 10, 15, 20, 30, 50, 100):
+        found = choose_resident(problem, units, capacity, slack_bytes=capacity * percent // 100)
         if isinstance(found, int):
-            if percent == 100:
-                return _infeasible(problem, units[found])
-            continue
-        resident, options = found if percent else (frozenset[str](), _without_residents(units, capacity))
+            return _infeasible(problem, units[found])
+        resident, options = found
         addresses = _addresses(problem, units, resident, options)
         if addresses is not None:
             return _Decisions(resident=resident, options=options, addresses=addresses)
     raise AssertionError("slots of a single unit always fit, since their sum was checked")
-
-
-def _without_residents(units: Sequence[Unit], capacity: int) -> list[Option]:
-    return [next(o for o in u.options(frozenset()) if o.sram_bytes <= capacity) for u in units]
 
 
 def _infeasible(problem: Problem, unit: Unit) -> Infeasible:

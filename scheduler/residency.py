@@ -37,9 +37,15 @@ class Span:
 @dataclass(slots=True)
 class _State:
     capacity: int
+    slack: int
     resident: set[str] = field(default_factory=set)
     used: list[int] = field(default_factory=list)
     cost: list[int] = field(default_factory=list)
+
+    def budget(self, index: int, more: int) -> int:
+        """Bytes left for the slots of a unit; where tensors stay, some slack is kept for the placement of addresses."""
+        used = self.used[index] + more
+        return self.capacity - used - (self.slack if used else 0)
 
 
 def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
@@ -58,13 +64,15 @@ def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
     ]
 
 
-def choose_resident(problem: Problem, units: Sequence[Unit], capacity_bytes: int) -> tuple[frozenset[str], list[Option]] | int:
+def choose_resident(
+    problem: Problem, units: Sequence[Unit], capacity_bytes: int, *, slack_bytes: int = 0
+) -> tuple[frozenset[str], list[Option]] | int:
     """Resident tensors and the chosen option of each unit; or the index of the first unit that cannot run at all.
 
     Tensors are tried by length of life, shortest first, then largest first; each stays if the predicted time of all units that it
     touches or lives through falls. A skip tensor that would starve ten layers goes through DRAM.
     """
-    state = _State(capacity=capacity_bytes, used=[0] * len(units))
+    state = _State(capacity=capacity_bytes, slack=slack_bytes, used=[0] * len(units))
     for index, unit in enumerate(units):
         option = _best(unit, frozenset(), capacity_bytes)
         if option is None:
@@ -74,7 +82,7 @@ def choose_resident(problem: Problem, units: Sequence[Unit], capacity_bytes: int
         _try(state, units, span)
     chosen = []
     for index, unit in enumerate(units):
-        option = _best(unit, frozenset(state.resident) & unit.tensors, capacity_bytes - state.used[index])
+        option = _best(unit, frozenset(state.resident) & unit.tensors, state.budget(index, 0))
         assert option is not None
         chosen.append(option)
     return frozenset(state.resident), chosen
@@ -90,7 +98,7 @@ def _try(state: _State, units: Sequence[Unit], span: Span) -> None:
     costs = []
     before = after = 0
     for index in range(span.first, span.last + 1):
-        budget = state.capacity - state.used[index] - span.size_bytes
+        budget = state.budget(index, span.size_bytes)
         option = _best(units[index], resident & units[index].tensors, budget) if budget >= 0 else None
         if option is None:
             return

@@ -45,6 +45,22 @@ def bands(out: Shape4, rows: int) -> list[Band]:
     ]
 
 
+def band_count(out: Shape4, rows: int) -> int:
+    """Number of bands that `bands` would make."""
+    batch, heads, total, _ = out
+    if rows >= total and heads > 1:
+        return batch * -(-heads // max(1, min(heads, rows // total)))
+    return batch * heads * -(-total // rows)
+
+
+def widest_bands(out: Shape4, rows: int) -> list[Band]:
+    """A few bands among which the one that reads most input rows is: the first, one inside, the last of a head."""
+    _, heads, total, _ = out
+    joined = max(1, min(heads, rows // total))
+    starts = dict.fromkeys((0, min(rows, max(0, total - rows)), max(0, -(-total // rows) - 1) * rows))
+    return [Band(0, 0, joined, r, min(r + rows, total)) for r in starts]
+
+
 def input_rows(layer: Layer, r0: int, r1: int) -> tuple[int, int]:
     """Input rows that output rows `[r0, r1)` need: the same, or a band with halo for spatial layers."""
     if "out_hw" not in layer.attributes:

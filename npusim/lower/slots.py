@@ -9,7 +9,7 @@ from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Graph, Layer, Operand, Shape4
 from npusim.layout import Layout, stored_bytes
 from npusim.lower.context import aligned
-from npusim.lower.geometry import Band, bands, head_cols, head_cols_of, input_rows, operand_boxes
+from npusim.lower.geometry import Band, band_count, head_cols, head_cols_of, input_rows, operand_boxes, widest_bands
 from npusim.ops import OPS
 from npusim.plan import Pieces
 
@@ -88,13 +88,16 @@ def layer_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec
 
 
 def largest_band(storage: Storage, layer: Layer, rows: int) -> tuple[Band, int]:
-    """The tallest output band, with the most input rows that any band of this size reads; and the number of bands."""
-    cut = bands(storage.graph.tensors[layer.output].shape, rows)
+    """The band that reads most input rows when the output is cut into bands of `rows`; and the number of bands."""
+    out = storage.graph.tensors[layer.output].shape
+    count = band_count(out, rows)
+    candidates = widest_bands(out, rows)
     if "out_hw" not in layer.attributes:
-        return cut[0], len(cut)
-    spans = [input_rows(layer, band.r0, band.r1) for band in cut]
-    widest = max(range(len(cut)), key=lambda i: spans[i][1] - spans[i][0])
-    return cut[widest], len(cut)
+        return candidates[0], count
+    spans = [input_rows(layer, band.r0, band.r1) for band in candidates]
+    widest = max(range(len(spans)), key=lambda i: spans[i][1] - spans[i][0])
+    tallest = candidates[0]
+    return candidates[widest]._replace(r1=candidates[widest].r0 + tallest.r1 - tallest.r0), count
 
 
 def _product_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:

@@ -1,1 +1,21 @@
-"""Part of npusim."""
+"""From ONNX nodes to canonical, fused layers."""
+
+from __future__ import annotations
+
+from npusim.graph import Graph
+from npusim.onnx_reader import OnnxModel
+from npusim.passes.canonical import canonicalize
+from npusim.passes.fold import fold_constants
+from npusim.passes.fuse import fuse_layers
+from npusim.passes.patterns import fuse_patterns
+
+__all__ = ["to_layers"]
+
+
+def to_layers(model: OnnxModel) -> Graph:
+    """The graph of fused, canonical layers of a model.
+
+    Raises:
+        ModelError: a shape is unknown, or a node cannot be placed.
+    """
+    return fuse_layers(canonicalize(fuse_patterns(fold_constants(model))))

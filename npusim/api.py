@@ -1,0 +1,101 @@
+"""npusim from Python: read a model, plan it, simulate it, look at the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from npusim.cost import Work
+from npusim.graph import Graph
+from npusim.hardware import Npu, load_npu
+from npusim.models import zoo
+from npusim.onnx_reader import read_onnx
+from npusim.passes import to_layers
+from npusim.plan import Plan
+from npusim.program import Program
+from npusim.scheduler.problem import Infeasible, Policy
+from npusim.scheduler.search import Request, search_plan
+from npusim.simulate import simulate
+from npusim.summary import summarize
+from npusim.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A planned and simulated deployment.
+
+    Attributes:
+        graph: the network's layers.
+        plan: the decisions.
+        program: the command stream that the plan lowers to.
+        traces: simulated runs, by policy (`serial`, `decoupled`).
+        work: what each command asks of the hardware.
+        summary: the figures of `summary.json`.
+    """
+
+    graph: Graph
+    plan: Plan
+    program: Program
+    traces: Mapping[str, Trace]
+    work: Work
+    summary: Mapping[str, Any]
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The run under the planned policy."""
+        return self.traces[self.plan.options.policy]
+
+
+def load_graph(
+    model: str | Path | bytes, *, shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
+    name: str = "",
+) -> Graph:  # fmt: skip
+    """Layers of an ONNX file (path or bytes) or of a zoo network (by name).
+
+    Raises:
+        ModelError: the file cannot be used (see `onnx_reader.read_onnx`).
+        BadInputError: neither a file nor a zoo name.
+    """
+    if isinstance(model, bytes):
+        return to_layers(read_onnx(model, name=name, shapes=shapes, dims=dims))
+    path = Path(model)
+    if path.exists() or path.suffix == ".onnx":
+        return to_layers(read_onnx(path, name=name, shapes=shapes, dims=dims))
+    return to_layers(read_onnx(zoo.graph_bytes(str(model)), name=name or str(model), shapes=shapes, dims=dims))
+
+
+def profile(
+    model: str | Path | bytes | Graph, *, tiles: str | int = "auto", segments: str = "all", precision: str = "w8a16",
+    npu: str | Path | Npu = "exynos2400", policy: Policy = "decoupled", pins: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
+) -> Profile | Infeasible:  # fmt: skip
+    """Plan and simulate a network.
+
+    Args:
+        model: path or bytes of an ONNX file, name of a zoo network, or a graph from `load_graph`.
+        tiles: `none`, `sram`, `auto`, or a tile count for every segment.
+        segments: kinds of layers joined: `none`, `attention`, `all`.
+        precision: `w8a16`, `w8a8`, `w16a16`, `fp16`, `fp32`.
+        npu: preset, path of a description, or a description.
+        policy: `decoupled` (one in-order queue per engine) or `serial`.
+        pins: segment name -> tile count, overriding `tiles`.
+        shapes, dims: sizes of symbolic inputs.
+
+    Returns:
+        The profile, or why nothing fits.
+    """
+    graph = model if isinstance(model, Graph) else load_graph(model, shapes=shapes, dims=dims)
+    described = npu if isinstance(npu, Npu) else load_npu(npu)
+    request = Request(tiles=str(tiles), segments=segments, precision=precision, policy=policy, pins=pins or {})
+    found = search_plan(graph, described, request)
+    if isinstance(found, Infeasible):
+        return found
+    work = Work(found.program, described)
+    traces = {p: simulate(found.program, described, p, work=work) for p in ("serial", "decoupled")}
+    bounds = {"dram_bound_bytes": found.bounds.dram_bytes, "lower_bound_ps": found.bounds.makespan_ps}
+    summary = summarize(graph, found.plan, found.program, traces, work, bounds=bounds, curves=found.curves)
+    summary["bound_by"] = found.bounds.binding
+    return Profile(graph=graph, plan=found.plan, program=found.program, traces=traces, work=work, summary=summary)

@@ -1,0 +1,182 @@
+"""`summary.json`: the figures that scripts read. Keys are stable; every figure follows from the Program and its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npusim.cost import Work, energy_pj
+from npusim.graph import Graph
+from npusim.plan import Plan
+from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
+from npusim.trace import Trace, lane_busy_ps, sram_occupancy, union_ps
+from npusim.units import PS_PER_MS, ps_to_ms
+
+SUMMARY_SCHEMA = 1
+Mask = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+def summarize(
+    graph: Graph, plan: Plan, program: Program, traces: Mapping[str, Trace], work: Work, *,
+    bounds: Mapping[str, int], curves: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:  # fmt: skip
+    """All figures of one run.
+
+    Args:
+        traces: by policy; both are needed.
+        bounds: `dram_bound_bytes`, `lower_bound_ps`.
+        curves: segment name -> points of its tile-count curve.
+    """
+    trace = traces[plan.options.policy]
+    serial = traces["serial"]
+    times, occupied = sram_occupancy(program, trace)
+    capacity = plan.npu.sram.sram_bytes
+    read, written = _dram_bytes(program, work)
+    busy = lane_busy_ps(program, trace)
+    energy = sum(energy_pj(program, plan.npu).values())
+    return {
+        "schema_version": SUMMARY_SCHEMA,
+        "model": plan.model.name,
+        "npu": plan.npu.name,
+        "tiles": plan.options.tiles,
+        "segments_kinds": plan.options.segments,
+        "precision": plan.options.precision,
+        "policy": plan.options.policy,
+        "latency_ms": ps_to_ms(trace.makespan_ps),
+        "serial_latency_ms": ps_to_ms(serial.makespan_ps),
+        "decoupled_latency_ms": ps_to_ms(traces["decoupled"].makespan_ps),
+        "dram_read_bytes": read,
+        "dram_write_bytes": written,
+        "spill_bytes": spill_bytes(program, work),
+        "dram_bound_bytes": bounds["dram_bound_bytes"],
+        "macs": int(program.commands.macs.sum() - program.commands.recomputed_macs.sum()),
+        "peak_sram_bytes": int(occupied.max(initial=0)),
+        "sram_utilization": _average(times, occupied) / capacity,
+        "handover_ms": ps_to_ms(int(work.handover_ps.sum())),
+        "energy_mj": energy / 1e9,
+        "lower_bound_ms": ps_to_ms(bounds["lower_bound_ps"]),
+        "coverage": _coverage(graph, program, work),
+        "assumptions": assumptions(plan),
+        "engine_busy": {lane: t / max(1, trace.makespan_ps) for lane, t in busy.items()},
+        "segments": [_segment(plan, program, trace, work, i, curves) for i in range(len(plan.segments))],
+        "attention": attention_blocks(graph, program, trace),
+        "commands": len(program),
+    }
+
+
+def _dram_bytes(program: Program, work: Work) -> tuple[int, int]:
+    opcode = program.commands.opcode
+    return int(work.dram_bytes[opcode == LOAD].sum()), int(work.dram_bytes[opcode == STORE].sum())
+
+
+def intermediate_transfers(program: Program) -> Mask:
+    """[n] whether a command moves an intermediate through DRAM."""
+    accesses, buffers = program.accesses, program.buffers
+    kinds = np.asarray([k == "intermediate" for k in program.tensors.kind], dtype=bool)
+    chosen = (buffers.space[accesses.buffer] == DRAM) & kinds[buffers.tensor[accesses.buffer]]
+    found = np.zeros(len(program), dtype=bool)
+    found[accesses.command[chosen]] = True
+    return found
+
+
+def spill_bytes(program: Program, work: Work) -> int:
+    """DRAM bytes of intermediates, written and read."""
+    return int(work.dram_bytes[intermediate_transfers(program)].sum())
+
+
+def _average(times: Ints, values: Ints) -> float:
+    """Time-weighted mean of a step function that starts at time 0."""
+    if len(times) < 2:
+        return 0.0
+    return float((values[:-1] * np.diff(times)).sum() / max(1, times[-1]))
+
+
+def _coverage(graph: Graph, program: Program, work: Work) -> dict[str, Any]:
+    unknown = {i for i, layer in enumerate(graph.layers) if layer.op == "unknown"}
+    odd = np.isin(program.commands.layer, sorted(unknown))
+    total = int(work.dram_bytes.sum())
+    nodes = graph.coverage
+    return {
+        "nodes": nodes.modelled_nodes / nodes.nodes if nodes.nodes else 1.0,
+        "macs": 1.0,
+        "bytes": 1.0 - float(work.dram_bytes[odd].sum()) / total if total else 1.0,
+        "unmodelled": {op: list(names) for op, names in nodes.unmodelled.items()},
+    }
+
+
+def assumptions(plan: Plan) -> list[str]:
+    """What the figures rest on besides published facts, in sentences."""
+    kinds = [s for s in plan.npu.sources.values()]
+    assumed = sum(1 for s in kinds if s.startswith("assumed"))
+    fitted = sum(1 for s in kinds if s.startswith("fitted"))
+    found = [
+        f"{assumed} hardware figures are assumed and {fitted} fitted to published measurements (npusim npu show {plan.npu.name})",
+        "bias and requantization cost nothing: they are part of the tensor engine's output stage",
+        "model inputs and outputs lie in DRAM, images channels last",
+    ]
+    found += [
+        f"segment {s.name}: {s.requested} tiles were asked for, {s.tile_count} are possible" for s in plan.segments if s.requested
+    ]
+    return found
+
+
+def _segment(
+    plan: Plan, program: Program, trace: Trace, work: Work, index: int, curves: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    segment = plan.segments[index]
+    mine = program.commands.segment == index
+    start, end = trace.start_ps[mine], trace.end_ps[mine]
+    kinds = {g.kind for g in program.gangs}
+    return {
+        "name": segment.name,
+        "kind": segment.kind,
+        "layers": list(segment.layers),
+        "tile_count": segment.tile_count,
+        "tiles": dict(segment.tiles),
+        "latency_ms": (int(end.max()) - int(start.min())) / PS_PER_MS if len(start) else 0.0,
+        "busy_ms": {kind: ps_to_ms(_kind_busy(program, trace, mine, kind)) for kind in sorted(kinds)},
+        "handover_ms": ps_to_ms(int(work.handover_ps[mine].sum())),
+        "dram_bytes": int(work.dram_bytes[mine].sum()),
+        "peak_sram_bytes": sum(len(s.addresses) * s.slot_bytes for s in segment.slots),
+        "precision": plan.options.precision,
+        "tile_curve": [dict(p) for p in curves.get(segment.name, ())],
+    }
+
+
+def _kind_busy(program: Program, trace: Trace, mine: Mask, kind: str) -> int:
+    gangs = [i for i, g in enumerate(program.gangs) if g.kind == kind]
+    chosen = mine & np.isin(program.commands.gang, gangs)
+    return union_ps(trace.start_ps[chosen], trace.end_ps[chosen])
+
+
+def attention_blocks(graph: Graph, program: Program, trace: Trace) -> list[dict[str, Any]]:
+    """Table 6's rows of every attention: for each role the union of the intervals in which it runs, in ms."""
+    members: dict[str, list[int]] = {}
+    for index, layer in enumerate(graph.layers):
+        if layer.group:
+            members.setdefault(layer.group, []).append(index)
+    blocks = []
+    for name, indices in members.items():
+        if len(indices) != 3:
+            continue
+        mine = np.isin(program.commands.layer, indices)
+        rows = {r: ps_to_ms(_role_ps(program, trace, mine, r)) for r in TABLE6_ROLES}
+        whole = ps_to_ms(union_ps(trace.start_ps[mine], trace.end_ps[mine]))
+        scores, values = graph.layers[indices[0]], graph.layers[indices[-1]]
+        shape = graph.tensors[scores.output].shape
+        heads = int(scores.attributes["heads"])
+        blocks.append({
+            "name": name, "heads": heads, "queries": shape[2], "keys": shape[3],
+            "head_dim": graph.tensors[values.output].shape[3] * graph.tensors[values.output].shape[1] // heads,
+            "rows": rows, "other_ms": whole - sum(rows.values()),
+        })  # fmt: skip
+    return blocks
+
+
+def _role_ps(program: Program, trace: Trace, mine: Mask, role: str) -> int:
+    chosen = mine & (program.commands.role == ROLE[role])
+    return union_ps(trace.start_ps[chosen], trace.end_ps[chosen])

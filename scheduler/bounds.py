@@ -1,0 +1,161 @@
+"""Lower bounds on time and DRAM traffic that no plan for this model, hardware and precision can beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+
+from npusim.cost import lane_operations, product_ps, vector_ps
+from npusim.dtypes import PRECISIONS
+from npusim.graph import Layer
+from npusim.ops import Product, product_of, vector_work
+from npusim.scheduler.problem import Problem
+from npusim.units import PS_PER_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Lower bounds.
+
+    Attributes:
+        makespan_ps: the largest of the resource bounds and the critical path.
+        by_resource_ps: `tensor`, `vector`, `dram`, `critical path`.
+        dram_bytes: compulsory bytes and what no order can keep in SRAM.
+        compulsory_bytes: weights, inputs and outputs, each once.
+    """
+
+    makespan_ps: int
+    by_resource_ps: Mapping[str, int]
+    dram_bytes: int
+    compulsory_bytes: int
+
+    @property
+    def binding(self) -> str:
+        """The resource whose bound is the largest."""
+        return max(self.by_resource_ps, key=lambda r: self.by_resource_ps[r])
+
+
+def lower_bounds(problem: Problem) -> Bounds:
+    """Bounds without hand-over, set-up or run overhead, with work spread ideally over all eligible engines."""
+    graph, npu = problem.graph, problem.npu
+    memo: dict[object, int] = {}
+    tensor = {x.name: _tensor_ps(problem, x, memo) for x in graph.layers}
+    vector = {x.name: _vector_ps(problem, x) for x in graph.layers}
+    compulsory = compulsory_bytes(problem)
+    dram = compulsory + 2 * _worst_excess(problem)
+    rate = min(npu.dram.dram_shared_bytes_per_s, npu.dma.channels * npu.dma.channel_bytes_per_s)
+    by_resource = {
+        "tensor": sum(tensor.values()),
+        "vector": sum(vector.values()),
+        "dram": dram * PS_PER_S // rate,
+        "critical path": _critical_path(problem, tensor, vector),
+    }
+    return Bounds(makespan_ps=max(by_resource.values()), by_resource_ps=by_resource, dram_bytes=dram, compulsory_bytes=compulsory)
+
+
+def _tensor_ps(problem: Problem, layer: Layer, memo: dict[object, int]) -> int:
+    """The layer's products, cut in any way, on all tensor engines at once: the cheapest cut leaves no array step idle.
+
+    Cutting cannot lower the number of array steps per engine kind (a sum of quotients rounded up is at least the quotient of the
+    sum), so the uncut extents give the least work; engines of all kinds share it in proportion to their speed.
+    """
+    product = product_of(problem.graph, layer)
+    if product is None:
+        return 0
+    if product not in memo:
+        memo[product] = _ideal_ps(problem, product)
+    return memo[product]
+
+
+def _ideal_ps(problem: Problem, product: Product) -> int:
+    precision = PRECISIONS[problem.precision]
+    pair = precision.activation_pair if product.activations else precision.weight_pair
+    extents = (product.batch, product.m, product.n, product.k)
+    speed = 0.0
+    for engine in problem.npu.tensor_engine:
+        alone = int(product_ps(problem.npu, engine, 1, extents, pair, activations=product.activations))
+        speed += engine.count / alone
+    return int(1 / speed)
+
+
+def _vector_ps(problem: Problem, layer: Layer) -> int:
+    npu = problem.npu
+    lanes = npu.vector_engine.count
+    return sum(
+        int(vector_ps(npu, lanes, elements, lane_operations(npu, function)))
+        for function, elements in vector_work(problem.graph, layer)
+    )
+
+
+def compulsory_bytes(problem: Problem) -> int:
+    """Stored bytes of all weights, inputs and outputs: each crosses the DRAM bus at least once."""
+    return sum(
+        problem.tensor_bytes(t.name) for t in problem.graph.tensors.values() if t.kind in ("weight", "input", "output")
+    )
+
+
+def _worst_excess(problem: Problem) -> int:
+    """Most bytes over the SRAM's size that must be alive at once in every order.
+
+    GroupNorm needs all of its input before its first output. So at the moment between its two passes its input is complete, and
+    so is every tensor whose producer is an ancestor and which a descendant reads: all of them are alive, whatever the order.
+    """
+    graph = problem.graph
+    dag = graph.dag()
+    consumers = graph.consumers()
+    worst = 0
+    for layer in graph.layers:
+        if layer.op != "group_norm":
+            continue
+        before, after = nx.ancestors(dag, layer.name), nx.descendants(dag, layer.name) | {layer.name}
+        alive = sum(
+            problem.tensor_bytes(other.output)
+            for other in graph.layers
+            if other.name in before
+            and graph.tensors[other.output].kind == "intermediate"
+            and any(graph.layers[i].name in after for i in consumers[other.output])
+        )
+        worst = max(worst, alive - problem.npu.sram.sram_bytes)
+    return worst
+
+
+def _critical_path(problem: Problem, tensor: Mapping[str, int], vector: Mapping[str, int]) -> int:
+    """The longest chain of phases between layers that need all of their input before any output.
+
+    Layers that are joined overlap tile by tile, so their times do not add up along a path. But whatever lies between two
+    GroupNorms, a descendant of one and an ancestor of the other, starts after the first and ends before the second has its
+    statistics: that phase takes at least as long as its busiest kind of engine.
+    """
+    layers = problem.graph.layers
+    count = len(layers)
+    reach = _reachable(problem)
+    work = np.asarray([[tensor[x.name] for x in layers], [vector[x.name] for x in layers]], dtype=np.int64)
+    barriers = [i for i, x in enumerate(layers) if x.op == "group_norm"]
+    everything = np.ones(count, dtype=bool)
+    end_of: dict[int, int] = {}
+    for v in [*barriers, -1]:
+        before = reach[:, v] if v >= 0 else everything
+        best = int((work * before).sum(axis=1).max())
+        for u, done in end_of.items():
+            if v < 0 or reach[u, v]:
+                best = max(best, done + int((work * (reach[u] & before)).sum(axis=1).max()))
+        end_of[v] = best
+    return end_of[-1]
+
+
+def _reachable(problem: Problem) -> npt.NDArray[np.bool_]:
+    """[n, n] whether layer j is a descendant of layer i."""
+    layers = problem.graph.layers
+    producer = problem.graph.producers()
+    reach = np.zeros((len(layers), len(layers)), dtype=bool)
+    for j, layer in enumerate(layers):
+        for name in dict.fromkeys(layer.reads()):
+            if name in producer:
+                i = producer[name]
+                reach[:, j] |= reach[:, i]
+                reach[i, j] = True
+    return reach
