@@ -10,7 +10,7 @@ from npusim.errors import BadInputError
 from npusim.models.architectures import ARCHITECTURES, Architecture
 from npusim.models.cards import CARDS, Card
 
-__all__ = ["Card", "architecture", "card", "graph_bytes", "names", "spellings"]
+__all__ = ["Card", "architecture", "card", "graph_bytes", "list_models", "names", "spellings"]
 
 DEFAULT_SPELLING = "dynamo18"
 _SUFFIX = ".onnx.xz"
@@ -65,6 +65,28 @@ def graph_bytes(name: str, spelling: str = DEFAULT_SPELLING) -> bytes:
             f"choose one of these, or export one with: npusim models build {name}"
         )
     return lzma.decompress((files("npusim.models.graphs") / f"{name}.{spelling}{_SUFFIX}").read_bytes())
+
+
+LISTING_COLUMNS = ("name", "parameters (M)", "GMAC", "inputs", "precision", "steps", "guidance", "source")
+
+
+def list_models() -> tuple[tuple[str, ...], ...]:
+    """One row of text per network under `LISTING_COLUMNS`, in the order of `names()`."""
+    return tuple(_row(CARDS[name]) for name in names())
+
+
+def _row(one: Card) -> tuple[str, ...]:
+    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in one.inputs)
+    return (
+        one.name,
+        f"{one.parameters / 1e6:,.1f}",
+        "" if one.macs is None else f"{one.macs / 1e9:,.1f}",
+        inputs,
+        one.default_precision,
+        str(one.steps),
+        "yes" if one.guidance else "no",
+        one.source + (" (inferred)" if one.inferred else ""),
+    )
 
 
 def _require_known(name: str) -> None:

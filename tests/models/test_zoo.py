@@ -12,6 +12,7 @@ import pytest
 
 from npusim.errors import BadInputError
 from npusim.models import strip, zoo
+from npusim.models.systems import SYSTEMS
 
 SHIPPED = [(name, spelling) for name in zoo.names() for spelling in zoo.spellings(name)]
 GRAPH_BYTES_MAX = 100_000  # compressed; issue A asks for well under 1 MB
@@ -195,6 +196,27 @@ def test_compressed_graphs_are_small() -> None:
     shipped = [entry for entry in files("npusim.models.graphs").iterdir() if entry.name.endswith(".xz")]
     assert len(shipped) == len(SHIPPED)
     assert all(len(entry.read_bytes()) < GRAPH_BYTES_MAX for entry in shipped)
+
+
+def test_the_listing_has_one_row_of_every_column_per_network_and_labels_what_is_inferred() -> None:
+    rows = {row[0]: row for row in zoo.list_models()}
+    assert tuple(rows) == zoo.names()
+    assert all(len(row) == len(zoo.LISTING_COLUMNS) for row in rows.values())
+    assert rows["bk-sdm-tiny"][1:3] == ("323.4", "242.8")
+    assert rows["ssd-1b"][-1].endswith("(inferred)")
+    assert not rows["sdxl"][-1].endswith("(inferred)")
+
+
+def test_every_system_of_table_1_runs_on_a_zoo_network() -> None:
+    assert {system.network for system in SYSTEMS} <= set(zoo.names())
+    assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
+    assert {system.steps for system in SYSTEMS if system.network == "edgefusion"} == {1, 2, 4}
+
+
+def test_what_runs_on_an_inferred_network_says_so() -> None:
+    for system in SYSTEMS:
+        if system.network.endswith("-like"):
+            assert "inferred" in system.notes
 
 
 def test_an_unknown_name_is_answered_with_close_names_and_all_names() -> None:
