@@ -72,6 +72,25 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """How an input or output of the model lies in stored tensors, so that running it can pack and unpack its arrays.
+
+    Attributes:
+        name: the model's name for it.
+        shape: its shape there.
+        parts: the stored columns that hold it, in order.
+        atoms: `(axis, size)` factors of the storage axes, outermost first within each axis, axes ascending.
+        dims: for each dimension of the value, indices into `atoms`, outermost first.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    atoms: tuple[tuple[int, int], ...]
+    dims: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
     """What a layer reads: one or more parts joined along the columns (a concatenation costs no copy).
 
@@ -166,6 +185,8 @@ class Graph:
         tensors: by name.
         layers: in a topological order (the execution order).
         coverage: how much of the model these layers stand for.
+        inputs, outputs: how the model's run-time inputs and outputs lie in tensors.
+        constants: data of weights that are no initializers of the file, because folding computed them.
         model_sha256: hash of the bytes that were read.
         opset, producer: what the file says of itself.
     """
@@ -174,6 +195,9 @@ class Graph:
     tensors: Mapping[str, Tensor]
     layers: tuple[Layer, ...]
     coverage: Coverage
+    inputs: tuple[Window, ...] = ()
+    outputs: tuple[Window, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
     model_sha256: str = ""
     opset: int = 0
     producer: str = ""

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from npusim.errors import ModelError
-from npusim.graph import Coverage, Graph, Operand
+from npusim.graph import Coverage, Graph, Operand, Tensor, Window
 from npusim.onnx_reader import Node, OnnxModel
 from npusim.passes.builder import Builder, operand, weight_operand
 from npusim.passes.view import (
@@ -44,9 +44,9 @@ def canonicalize(model: OnnxModel) -> Graph:
 
 
 def _finish(builder: Builder) -> Graph:
+    outputs = [builder.view(value) for value in builder.model.outputs]
     tensors = dict(builder.tensors)
-    for value in builder.model.outputs:
-        view = builder.view(value)
+    for view in outputs:
         for part in view.parts:
             if tensors[part.tensor].kind == "intermediate":
                 tensors[part.tensor] = replace(tensors[part.tensor], kind="output")
@@ -63,10 +63,24 @@ def _finish(builder: Builder) -> Graph:
         tensors=tensors,
         layers=tuple(builder.layers),
         coverage=coverage,
+        inputs=tuple(_window(name, builder.views[name]) for name in model.inputs),
+        outputs=tuple(_window(name, view) for name, view in zip(model.outputs, outputs, strict=True)),
+        constants=_folded(builder, tensors),
         model_sha256=model.sha256,
         opset=model.opset,
         producer=model.producer,
     )
+
+
+def _window(name: str, view: View) -> Window:
+    atoms = tuple((a.axis, a.size) for a in view.atoms)
+    return Window(name=name, shape=view.shape, parts=view.parts, atoms=atoms, dims=view.dims)
+
+
+def _folded(builder: Builder, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Data of the small constants that weights hold; large ones are in the file only."""
+    sources = {t.source for t in tensors.values() if t.kind == "weight"}
+    return {name: data for name, data in builder.model.constants.items() if name in sources}
 
 
 # ---- views only: nothing is computed -------------------------------------------------------------------------------

@@ -208,5 +208,8 @@ def _rename_tensors(graph: Graph) -> Graph:
     layers = tuple(
         replace(layer, output=names[layer.output], operands=tuple(renamed(o) for o in layer.operands)) for layer in graph.layers
     )
+    outputs = tuple(replace(w, parts=renamed(Operand(role="x", parts=w.parts)).parts) for w in graph.outputs)
+    held = {part.tensor for window in outputs for part in window.parts}
     used = {t for layer in layers for t in (*layer.reads(), layer.output)}
-    return replace(graph, layers=layers, tensors={k: v for k, v in tensors.items() if k in used or v.kind in ("input", "output")})
+    kept = {k: v for k, v in tensors.items() if k in used | held or v.kind in ("input", "output")}
+    return replace(graph, layers=layers, outputs=outputs, tensors=kept)
