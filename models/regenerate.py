@@ -23,7 +23,7 @@ LEGACY_NAMES = frozenset(
     {"bk-sdm-tiny"}
 )  # the others ship as dynamo18 only: legacy export takes minutes and GBs
 
-PLACEHOLDERS = frozenset({"sdxl", "ssd-1b"})  # too large for this machine's memory with weights
+PLACEHOLDERS = frozenset({"sdxl", "ssd-1b", "snapfusion-like"})  # 3 to 10 GB of weights
 
 
 def regenerate(name: str, spelling: onnx_export.Spelling, folder: Path = GRAPHS) -> Path:
