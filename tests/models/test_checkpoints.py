@@ -76,8 +76,12 @@ CONFIGS = {
 
 def saved(folder: Path, class_name: str, seed: int = 1, **options: Any) -> Path:
     """A checkpoint of a small network of `class_name`, written by the library's own save_pretrained."""
-    library = "transformers" if class_name == "CLIPTextModel" else "diffusers"
-    architecture = Architecture(library=library, class_name=class_name, config=CONFIGS[class_name], inputs=())
+    architecture = Architecture(
+        library="transformers" if class_name == "CLIPTextModel" else "diffusers",
+        class_name=class_name,
+        config=CONFIGS[class_name],
+        inputs=(),
+    )
     network = onnx_export.seeded_network(architecture, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -270,7 +274,10 @@ def index_of(text: str) -> Callable[[Path], None]:
 
 
 def config_text(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "config.json").write_text(text) and None
+    def damage(folder: Path) -> None:
+        (folder / "config.json").write_text(text)
+
+    return damage
 
 
 def config_with(**changes: Any) -> Callable[[Path], None]:
