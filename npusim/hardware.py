@@ -165,7 +165,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, float]]:
 def preset_names() -> tuple[str, ...]:
     """Names of the shipped hardware descriptions, sorted."""
     folder = resources.files("npusim.presets")
-    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml") and not f.name.endswith(".targets.toml")))
 
 
 def load_npu(name_or_path: str | Path) -> Npu:

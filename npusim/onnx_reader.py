@@ -406,3 +406,60 @@ def _value_of_type(type_proto: Any) -> Value:
     if type_proto is None:
         return Value(shape=None, dtype="")
     return _read_value(onnx.ValueInfoProto(name="x", type=type_proto))
+
+
+# ---- weights: only when a plan is run on real numbers ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredData:
+    """Where the data of an initializer is: in memory, or at `offset` bytes of a file beside the model."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: Array | None = None
+    path: Path | None = None
+    offset: int = 0
+
+
+def read_initializers(path: Path) -> Mapping[str, StoredData]:
+    """Every initializer and constant of a model: inline data as arrays, external data as a place in a checked file.
+
+    Raises:
+        ModelError: not an ONNX file; external data outside the model's folder, behind a link, absent or of no numpy type.
+    """
+    where = str(path)
+    proto = _parse(_load_bytes(path, where), where)
+    _lift_constants(proto.graph)
+    return {i.name: _stored_data(i, path, where) for i in proto.graph.initializer}
+
+
+def _stored_data(init: Any, model: Path, where: str) -> StoredData:
+    shape = tuple(init.dims)
+    if init.data_location != onnx.TensorProto.EXTERNAL:
+        data = _to_array(init, where)
+        return StoredData(shape=shape, dtype=data.dtype.name, data=data)
+    fields = {entry.key: entry.value for entry in init.external_data}
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(init.data_type)
+        offset = int(fields.get("offset", 0))
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{where}: the external data of '{init.name}' has an unknown type or offset; export the model again") from error
+    if offset < 0 or any(d < 0 for d in shape):
+        raise ModelError(f"{where}: the external data of '{init.name}' has a negative offset or size; export the model again")
+    return StoredData(shape=shape, dtype=dtype.name, path=_beside(model, fields.get("location", ""), init.name, where), offset=offset)
+
+
+def _beside(model: Path, location: str, name: str, where: str) -> Path:
+    """The external data file, which must be an ordinary file inside the model's folder, reached without links."""
+    parts = location.replace("\\", "/").split("/")
+    if not location or "\0" in location or location.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        raise ModelError(f"{where}: the data of '{name}' lies at {location!r}; only files inside the model's folder are read")
+    file = model.parent
+    for part in parts:
+        file = file / part
+        if file.is_symlink():
+            raise ModelError(f"{where}: the data of '{name}' lies behind the link {part!r}; put the file itself beside the model")
+    if not file.is_file():
+        raise ModelError(f"{where}: the weights file {location!r} is not there; put it beside the model")
+    return file

@@ -78,7 +78,10 @@ class SegmentPlan(_Model):
 
 
 class TensorPlan(_Model):
-    """Where a tensor lives between layers, and how it lies there (`block` 0: plain; else columns per padded block)."""
+    """Where a tensor lives between layers, and how it lies there (`block` 0: plain; else columns per padded block).
+
+    `in_place_of` names the tensor that it overwrites in SRAM, or is empty.
+    """
 
     name: str
     home: Literal["sram", "dram"]
@@ -87,6 +90,7 @@ class TensorPlan(_Model):
     element_bytes: int
     address: int = 0
     size_bytes: int
+    in_place_of: str = ""
 
 
 class ModelRef(_Model):

@@ -41,6 +41,13 @@ def undominated(options: Iterable[Option]) -> list[Option]:
     return kept
 
 
+def largest_pieces(problem: Problem, options: Iterable[Option]) -> Option:
+    """The option with the largest working set that fits the SRAM (the smallest of all if none does)."""
+    found = sorted(options, key=lambda o: o.sram_bytes)
+    fitting = [o for o in found if o.sram_bytes <= problem.npu.sram.sram_bytes]
+    return fitting[-1] if fitting else found[0]
+
+
 def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
     """Undominated ways to cut a layer when `resident` tensors are in SRAM anyway."""
     coster = _Coster(problem, layer, resident)
@@ -141,10 +148,11 @@ class _Coster:
             tensor, steps, loads = self._product(pieces)
         else:
             tensor, (steps, loads) = 0, self._rows(pieces)
-        moves = [(loads.get(n, steps), s.slot_bytes) for n, s in specs.items() if n not in ("pre", "stats")]
-        transfers = sum(count for count, _ in moves)
-        moved = sum(count * size for count, size in moves)
-        dma = int(dma_ps(npu, moved, transfers)) + (transfers - 1) * self.setup if transfers else 0
+        moves = [(loads.get(n, steps), n, s.slot_bytes) for n, s in specs.items() if n not in ("pre", "stats")]
+        transfers = sum(count for count, _, _ in moves)
+        moved = sum(count * size for count, _, size in moves)
+        runs = sum(count * self._runs(name, pieces) for count, name, _ in moves)
+        dma = int(dma_ps(npu, moved, runs)) + (transfers - 1) * self.setup if transfers else 0
         waits = handover_ps(npu) * steps * (1 + (self.epilogues if tensor else 0))
         return Option(
             cost_ps=_time(self.problem, tensor, self.vector, dma, waits, steps),
@@ -152,6 +160,20 @@ class _Coster:
             sram_bytes=sum(s.total_bytes for s in specs.values()),
             pieces=pieces,
         )
+
+    def _runs(self, slot: str, pieces: Pieces) -> int:
+        """Contiguous runs of one transfer: one, or one per row where it moves some columns of a plain tensor."""
+        rows = min(pieces.rows, self.out[2])
+        if slot == "out" or slot.startswith("aux"):
+            some = pieces.cols < self.out[3] and self.problem.layouts.get(self.layer.output) is None
+            return rows if some else 1
+        if self.layer.op == "matmul" and slot in ("x", "w"):
+            operand = self.layer.operands[0 if slot == "x" else 1]
+            tensor = operand.parts[0].tensor
+            shape = self.problem.graph.tensors[tensor].shape
+            strided = shape[1] == 1 and self.out[1] * int(self.layer.attributes["heads"]) > 1 and self.problem.layouts.get(tensor) is None
+            return (rows if slot == "x" else shape[2]) if strided else 1
+        return 1
 
     def _rows(self, pieces: Pieces) -> tuple[int, dict[str, int]]:
         """(steps, loads per slot) of a vector layer. A norm reads x twice, except the bands that are still there."""
@@ -214,4 +236,5 @@ def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple
     shapes = tuple(operand(o.role, ((p.tensor, p.size) for p in o.parts)) for o in layer.operands)
     out = (tensors[layer.output].shape, layer.output in resident, problem.layouts.get(layer.output))
     attributes = tuple(sorted((k, v) for k, v in layer.attributes.items() if isinstance(v, int | str | tuple)))
-    return (layer.op, shapes, out, attributes, layer.epilogue, problem.units.get(layer.name))
+    in_place = layer.output in resident and problem.in_place.get(layer.output) in resident
+    return (layer.op, shapes, out, attributes, layer.epilogue, problem.units.get(layer.name), in_place)

@@ -8,7 +8,7 @@ from functools import partial
 
 import npusim
 from npusim.errors import BadInputError
-from npusim.graph import Graph
+from npusim.graph import Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import PLAIN
 from npusim.lower import lower
@@ -17,9 +17,9 @@ from npusim.plan import LayerPlan, ModelRef, Options, Plan, SegmentPlan, Slots, 
 from npusim.program import Program
 from npusim.scheduler.allocate import Lifetime, allocate
 from npusim.scheduler.layouts import choose_layouts, choose_units
-from npusim.scheduler.pieces import Option, layer_key, piece_options, undominated
+from npusim.scheduler.pieces import Option, largest_pieces, layer_key, piece_options, undominated
 from npusim.scheduler.problem import Infeasible, Policy, Problem
-from npusim.scheduler.residency import Unit, choose_resident, spans
+from npusim.scheduler.residency import Span, Unit, choose_resident, spans
 from npusim.scheduler.tiles import (
     Segment,
     Tiling,
@@ -87,20 +87,23 @@ def _units(problem: Problem, segments: Sequence[Segment], request: Request) -> l
         if layer.name in ends:
             units.append(_segment_unit(problem, ends[layer.name], request, memo))
         elif layer.name not in inside:
-            units.append(_layer_unit(problem, layer.name, memo))
+            units.append(_layer_unit(problem, layer, request, memo))
     return units
 
 
-def _layer_unit(problem: Problem, name: str, memo: dict[object, list[Option]]) -> Unit:
-    layer = next(x for x in problem.graph.layers if x.name == name)
+def _layer_unit(problem: Problem, layer: Layer, request: Request, memo: dict[object, list[Option]]) -> Unit:
+    """A layer on its own. Without tiling, one whose activations exceed the SRAM streams in pieces as large as the SRAM allows."""
+    activations = {*layer.reads(), layer.output} - {t.name for t in problem.graph.of_kind("weight")}
+    streams = sum(problem.tensor_bytes(t) for t in activations) > problem.npu.sram.sram_bytes
 
     def options(resident: frozenset[str]) -> Sequence[Option]:
-        key = layer_key(problem, layer, resident)
+        key = (streams, *layer_key(problem, layer, resident))
         if key not in memo:
-            memo[key] = piece_options(problem, layer, resident)
+            found = piece_options(problem, layer, resident)
+            memo[key] = [largest_pieces(problem, found)] if request.tiles == "none" and streams else found
         return memo[key]
 
-    return Unit(name=name, layers=(name,), tensors=frozenset((*layer.reads(), layer.output)), options=options)
+    return Unit(name=layer.name, layers=(layer.name,), tensors=frozenset((*layer.reads(), layer.output)), options=options)
 
 
 def _segment_unit(problem: Problem, segment: Segment, request: Request, memo: dict[object, list[Option]]) -> Unit:
@@ -182,11 +185,8 @@ def _specs(problem: Problem, unit: Unit, resident: frozenset[str], option: Optio
 
 def _addresses(problem: Problem, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option]) -> dict[str, int] | None:
     """One address per resident tensor and per slot. Slots of weights are free one unit early, so that they can be prefetched."""
-    fixed = [
-        Lifetime(name=s.tensor, size_bytes=s.size_bytes, first=s.first, last=s.last)
-        for s in spans(problem, units)
-        if s.tensor in resident
-    ]
+    owner = _place_owners(problem, resident)
+    fixed = _shared_lifetimes([s for s in spans(problem, units) if s.tensor in resident], owner)
     early, late = [], []
     for index, (unit, option) in enumerate(zip(units, options, strict=True)):
         for spec in _specs(problem, unit, resident, option):
@@ -196,7 +196,29 @@ def _addresses(problem: Problem, units: Sequence[Unit], resident: frozenset[str]
                 ahead = index - 1 if index and problem.policy == "decoupled" and spec.name in ("w", "params", "k", "v") else index
                 early.append(Lifetime(name=name, size_bytes=spec.slot_bytes, first=ahead, last=index))
     capacity = problem.npu.sram.sram_bytes
-    return allocate([*fixed, *early], capacity) or allocate([*fixed, *late], capacity)
+    found = allocate([*fixed, *early], capacity) or allocate([*fixed, *late], capacity)
+    return None if found is None else {**found, **{t: found[o] for t, o in owner.items()}}
+
+
+def _place_owners(problem: Problem, resident: frozenset[str]) -> dict[str, str]:
+    """Resident tensor -> the first tensor of the chain that hands its place on to it (itself, mostly)."""
+    owner: dict[str, str] = {}
+    for layer in problem.graph.layers:
+        if layer.output in resident:
+            before = problem.in_place.get(layer.output)
+            owner[layer.output] = owner[before] if before in owner else layer.output
+    return owner
+
+
+def _shared_lifetimes(lives: Sequence[Span], owner: Mapping[str, str]) -> list[Lifetime]:
+    """One lifetime per place."""
+    found: dict[str, Lifetime] = {}
+    for span in lives:
+        name = owner[span.tensor]
+        known = found.get(name)
+        first, last = (min(known.first, span.first), max(known.last, span.last)) if known else (span.first, span.last)
+        found[name] = Lifetime(name=name, size_bytes=span.size_bytes, first=first, last=last)
+    return list(found.values())
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
@@ -235,10 +257,15 @@ def _tensor_plans(problem: Problem, decided: _Decisions) -> list[TensorPlan]:
             TensorPlan(
                 name=name, home="sram" if name in decided.resident else "dram", block=layout.block, padded=layout.padded,
                 element_bytes=problem.element_bytes[name], address=decided.addresses.get(name, 0),
-                size_bytes=problem.tensor_bytes(name),
+                size_bytes=problem.tensor_bytes(name), in_place_of=_in_place_of(problem, decided.resident, name),
             )
         )  # fmt: skip
     return plans
+
+
+def _in_place_of(problem: Problem, resident: frozenset[str], name: str) -> str:
+    before = problem.in_place.get(name, "")
+    return before if name in resident and before in resident else ""
 
 
 def _layer_plans(

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from npusim.graph import Graph
+from npusim.graph import Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import PLAIN, Layout, stored_bytes
 from npusim.lower.context import aligned
 from npusim.lower.slots import Storage, element_bytes_of
+from npusim.ops import OPS
 from npusim.units import format_bytes
 
 Policy = Literal["serial", "decoupled"]
@@ -39,6 +40,23 @@ class Problem:
         size = element_bytes_of(self.graph, self.precision)
         return {name: size(name) for name in self.graph.tensors}
 
+    @cached_property
+    def in_place(self) -> Mapping[str, str]:
+        """Output -> the operand whose SRAM place it may take: same storage, and dead once the layer has run.
+
+        A residual sum may overwrite its residual (the product is staged first); a norm or an elementwise layer its input.
+        """
+        consumers = self.graph.consumers()
+        found: dict[str, str] = {}
+        for index, layer in enumerate(self.graph.layers):
+            name = _overwritable(layer)
+            if name is None or self.graph.tensors[name].kind != "intermediate" or consumers[name][-1] != index:
+                continue
+            same = self.graph.tensors[name].shape == self.graph.tensors[layer.output].shape
+            if same and self.layouts.get(name) == self.layouts.get(layer.output) and list(layer.reads()).count(name) == 1:
+                found[layer.output] = name
+        return found
+
     def storage(self, resident: frozenset[str]) -> Storage:
         """Sizes of pieces when these tensors live in SRAM."""
         return Storage(
@@ -47,6 +65,7 @@ class Problem:
             layout=lambda name: self.layouts.get(name, PLAIN),
             element_bytes=lambda name: self.element_bytes[name],
             alignment=self.npu.sram.alignment_bytes,
+            in_place=frozenset(t for t, d in self.in_place.items() if t in resident and d in resident),
         )
 
     def tensor_bytes(self, name: str) -> int:
@@ -54,6 +73,18 @@ class Problem:
         shape = self.graph.tensors[name].shape
         size = stored_bytes(shape, self.layouts.get(name, PLAIN), self.element_bytes[name])
         return aligned(size, self.npu.sram.alignment_bytes)
+
+
+def _overwritable(layer: Layer) -> str | None:
+    """The one operand that a layer's output may overwrite piece by piece, or None."""
+    if OPS[layer.op].streams == "product":
+        operands = [layer.operands[e.operand] for e in layer.epilogue if e.function == "add" and e.operand >= 0]
+        operands = [o for o in operands if o.role == "residual"]
+    else:
+        operands = [layer.operands[0]] if layer.op in ("group_norm", "layer_norm", "elementwise") else []
+    if len(operands) != 1 or len(operands[0].parts) != 1:
+        return None
+    return operands[0].parts[0].tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from npusim.scheduler.pieces import Option
@@ -39,6 +39,7 @@ class _State:
     capacity: int
     slack: int
     resident: set[str] = field(default_factory=set)
+    partners: Mapping[str, Sequence[tuple[str, bool]]] = field(default_factory=dict)
     used: list[int] = field(default_factory=list)
     cost: list[int] = field(default_factory=list)
 
@@ -72,7 +73,7 @@ def choose_resident(
     Tensors are tried by length of life, shortest first, then largest first; each stays if the predicted time of all units that it
     touches or lives through falls. A skip tensor that would starve ten layers goes through DRAM.
     """
-    state = _State(capacity=capacity_bytes, slack=slack_bytes, used=[0] * len(units))
+    state = _State(capacity=capacity_bytes, slack=slack_bytes, used=[0] * len(units), partners=_partners(problem))
     for index, unit in enumerate(units):
         option = _best(unit, frozenset(), capacity_bytes)
         if option is None:
@@ -92,13 +93,32 @@ def _best(unit: Unit, resident: frozenset[str], budget_bytes: int) -> Option | N
     return next((o for o in unit.options(resident) if o.sram_bytes <= budget_bytes), None)
 
 
+def _partners(problem: Problem) -> dict[str, list[tuple[str, bool]]]:
+    """Tensor -> those it may share a place with; the flag says whether at the start of its life (else at the end)."""
+    found: dict[str, list[tuple[str, bool]]] = {}
+    for output, operand in problem.in_place.items():
+        found.setdefault(output, []).append((operand, True))
+        found.setdefault(operand, []).append((output, False))
+    return found
+
+
+def _growth(state: _State, span: Span) -> list[int]:
+    """More bytes in use at each unit of the span: none where the tensor takes over or hands on a place."""
+    growth = [span.size_bytes] * (span.last - span.first + 1)
+    for partner, at_start in state.partners.get(span.tensor, ()):
+        if partner in state.resident:
+            growth[0 if at_start else -1] = 0
+    return growth
+
+
 def _try(state: _State, units: Sequence[Unit], span: Span) -> None:
     """Keep the tensor in SRAM if that shortens the units of its span."""
     resident = frozenset(state.resident | {span.tensor})
     costs = []
     before = after = 0
-    for index in range(span.first, span.last + 1):
-        budget = state.budget(index, span.size_bytes)
+    growth = _growth(state, span)
+    for index, more in zip(range(span.first, span.last + 1), growth, strict=True):
+        budget = state.budget(index, more)
         option = _best(units[index], resident & units[index].tensors, budget) if budget >= 0 else None
         if option is None:
             return
@@ -108,5 +128,5 @@ def _try(state: _State, units: Sequence[Unit], span: Span) -> None:
     if after < before:
         state.resident.add(span.tensor)
         for offset, index in enumerate(range(span.first, span.last + 1)):
-            state.used[index] += span.size_bytes
+            state.used[index] += growth[offset]
             state.cost[index] = costs[offset]

@@ -142,8 +142,8 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
         tensor += tiles * int(product_ps(npu, engine, count, (tiling.heads, tiling.rows, cols, product.k), pair, activations=True))
     vector = int(vector_ps(npu, npu.vector_engine.count, batch * heads * queries * keys, lane_operations(npu, "softmax")))
     specs = {s.name: s for s in slots_of(problem, layers, tiling, resident)}
-    moves = [(batch * by_heads * (by_rows if n in "qa" else 1), s.slot_bytes) for n, s in specs.items() if n in "qkva"]
-    dma = sum(count * int(dma_ps(npu, size, 1)) for count, size in moves)
+    moves = [(n, batch * by_heads * (by_rows if n in "qa" else 1), s.slot_bytes) for n, s in specs.items() if n in "qkva"]
+    dma = sum(count * int(dma_ps(npu, size, _runs(problem, layers, tiling, n))) for n, count, size in moves)
     waits = 2 * tiles * handover_ps(npu)
     total = tensor + vector + dma + waits
     if problem.policy == "decoupled":
@@ -151,10 +151,22 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
         total = total if tiling.depth == 1 else chain + (total - chain) // tiles
     return Option(
         cost_ps=total,
-        dram_bytes=sum(count * size for count, size in moves),
+        dram_bytes=sum(count * size for _, count, size in moves),
         sram_bytes=sum(s.total_bytes for s in specs.values()),
         tile=tiling,
     )
+
+
+def _runs(problem: Problem, layers: AttentionLayers, tiling: Tiling, slot: str) -> int:
+    """Contiguous runs of one transfer: one for blocked or whole tensors, one per row for some heads of a plain one."""
+    tensor, height = {
+        "q": (layers.scores.operands[0].parts[0].tensor, tiling.rows),
+        "k": (layers.scores.operands[1].parts[0].tensor, layers.shape[3]),
+        "v": (layers.values.operands[1].parts[0].tensor, layers.shape[3]),
+        "a": (layers.values.output, tiling.rows),
+    }[slot]
+    whole = tiling.heads == layers.shape[1] or problem.graph.tensors[tensor].shape[1] > 1
+    return 1 if whole or problem.layouts.get(tensor) is not None else height
 
 
 def by_count(layers: AttentionLayers, options: Iterable[Option]) -> list[Option]:

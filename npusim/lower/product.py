@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
 from npusim.graph import Layer
@@ -46,15 +47,19 @@ def lower_product(low: Lowering, layer: Layer) -> None:
         x = low.fetch(rings.get("x"), piece.x_key, piece.x, index, roles.load, tile=number)
         y = low.fetch(rings.get("w"), piece.y_key, piece.y, index, roles.load_second, purpose=0 if activations else 1, tile=number)
         out = _output(low, rings, layer, piece, number)
-        target = _gated_target(low, rings, layer, piece, number) if layer.attributes.get("gated") else [out]
+        gated = bool(layer.attributes.get("gated"))
+        staged = gated or bool(low.tensor_plans[layer.output].in_place_of)
+        target = _staged(low, rings, layer, piece, number, halves=2 if gated else 1) if staged else [out]
         low.builder.command(
             PRODUCT, low.compute_gang(layer), layer=index, role=ROLE[roles.compute], tile=number,
             reads=[*((0, b) for b in x), *((1, b) for b in y)], writes=[(9, b) for b in target],
             pair=pair, extents=piece.extents, flags=flags,
         )  # fmt: skip
-        if layer.attributes.get("gated"):
+        if gated:
             _gate(low, layer, target, out, number)
-        apply_epilogue(low, layer, rings, out, piece.band, piece.cols, number)
+        apply_epilogue(
+            low, layer, rings, out, piece.band, piece.cols, number, staged=target[0] if staged and not gated else None
+        )
         if not low.is_resident(layer.output):
             low.store(out, piece.out, index, roles.store, tile=number)
 
@@ -65,19 +70,16 @@ def _output(low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, 
     return rings["out"].get(number, lambda address, slot: low.place([piece.out], address, slot))[0]
 
 
-def _gated_target(low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, number: int) -> list[Box]:
-    """Both halves of a gated product, before the gate, in a slot of their own."""
+def _staged(low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, number: int, *, halves: int) -> list[Box]:
+    """Places for a product before its gate (both halves) or before its residual is added in place."""
     shape = low.graph.tensors[layer.output].shape
-    planned = low.tensor_plans[layer.output]
-    name = f"{layer.name}:pre"
-    tensor = low.internal_tensor(name, (*shape[:3], 2 * shape[3]), planned.element_bytes)
-    size = aligned(
-        piece.out.shape[1] * piece.out.shape[2] * piece.out.shape[3] * planned.element_bytes, low.npu.sram.alignment_bytes
-    )
+    element_bytes = low.tensor_plans[layer.output].element_bytes
+    tensor = low.internal_tensor(f"{layer.name}:pre", (*shape[:3], halves * shape[3]), element_bytes)
+    size = aligned(prod(piece.out.shape) * element_bytes, low.npu.sram.alignment_bytes)
 
     def fill(address: int, slot: int) -> tuple[Box, ...]:
         found = []
-        for half in (0, 1):
+        for half in range(halves):
             offset = (*piece.out.offset[:3], piece.out.offset[3] + half * shape[3])
             buffer = low.builder.sram_buffer(tensor, address + half * size, size, offset, piece.out.shape, slot)
             found.append(Box(buffer, offset, piece.out.shape))

@@ -37,6 +37,7 @@ class Storage:
         layout: tensor name -> layout.
         element_bytes: tensor name -> bytes per element.
         alignment: bytes.
+        in_place: resident outputs that overwrite an operand (a product is then staged before its residual is added).
     """
 
     graph: Graph
@@ -44,6 +45,7 @@ class Storage:
     layout: Callable[[str], Layout]
     element_bytes: Callable[[str], int]
     alignment: int
+    in_place: frozenset[str] = frozenset()
 
     def box_bytes(self, tensor: str, shape: Shape4) -> int:
         """Aligned bytes of a box in SRAM."""
@@ -114,7 +116,8 @@ def _product_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotS
     gated = bool(layer.attributes.get("gated"))
     piece = (1, *height, cols)
     out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, piece)
-    pre = 2 * storage.box_bytes(layer.output, piece) if gated else 0
+    staged = 2 if gated else int(layer.output in storage.in_place)
+    pre = staged * storage.box_bytes(layer.output, piece)
     flight = min(pieces.depth, count * blocks)
     return [
         SlotSpec("x", x, min(pieces.depth, count)),
