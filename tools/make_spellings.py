@@ -55,8 +55,10 @@ def optimized() -> onnx.ModelProto:
     from onnxruntime.transformers import optimizer
 
     with tempfile.TemporaryDirectory() as folder:
-        path = legacy_file(Path(folder))
-        return strip.strip(optimizer.optimize_model(str(path), model_type="unet", opt_level=0).model)
+        optimized = optimizer.optimize_model(str(legacy_file(Path(folder))), model_type="unet", opt_level=0)
+        saved = Path(folder) / "optimized.onnx"
+        optimized.save_model_to_file(str(saved), use_external_data_format=True)  # adds the opset imports
+        return strip.strip(onnx.load(saved, load_external_data=True))
 
 
 SPELLINGS: dict[str, Callable[[], onnx.ModelProto]] = {
