@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from npusim.graph import Graph, Layer, Operand, Shape4, Tensor
 
@@ -66,18 +69,69 @@ def input_rows(layer: Layer, r0: int, r1: int) -> tuple[int, int]:
     if "out_hw" not in layer.attributes:
         return r0, r1
     in_h, in_w = (int(v) for v in layer.attributes["in_hw"])
-    out_h, out_w = (int(v) for v in layer.attributes["out_hw"])
+    out_w = int(layer.attributes["out_hw"][1])
     first, last = r0 // out_w, -(-r1 // out_w) - 1
     if layer.op == "resize":
-        low, high = first * in_h // out_h, last * in_h // out_h + 1
-        if layer.attributes.get("mode", "nearest") != "nearest":
-            low, high = low - 1, high + 1
+        taps = resize_taps(layer.attributes, 0)[0][first : last + 1]
+        low, high = int(taps.min()), int(taps.max()) + 1
     else:
         stride = int(layer.attributes["stride"][0])
         reach = (int(layer.attributes["kernel"][0]) - 1) * int(layer.attributes.get("dilation", (1, 1))[0])
         top = int(layer.attributes["pads"][0])
         low, high = first * stride - top, last * stride - top + reach + 1
-    return max(0, low) * in_w, min(in_h, max(high, 1)) * in_w
+    return min(max(0, low), in_h - 1) * in_w, min(in_h, max(high, 1)) * in_w
+
+
+def resize_taps(attributes: Mapping[str, Any], axis: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Input positions [out, taps] that each output position of an axis (0 height, 1 width) reads, and their weights.
+
+    Source: ONNX operator Resize (modes nearest, linear, cubic; its coordinate and rounding modes).
+    """
+    size, count = int(attributes["in_hw"][axis]), int(attributes["out_hw"][axis])
+    scale = float(attributes.get("scales", (count / size,) * 2)[axis])
+    at = _coordinates(str(attributes.get("coordinates", "asymmetric")), size, count, scale)
+    mode = str(attributes.get("mode", "nearest"))
+    if mode == "nearest":
+        taps = _ROUND[str(attributes.get("nearest", "floor"))](at)[:, None]
+        weights = np.ones_like(taps)
+    else:
+        low = np.floor(at)
+        rest = (at - low)[:, None]
+        steps = np.arange(2) if mode == "linear" else np.arange(-1, 3)
+        taps = low[:, None] + steps
+        distance = np.abs(rest - steps)
+        weights = 1 - distance if mode == "linear" else _cubic(distance, float(attributes.get("cubic_a", -0.75)))
+    return np.clip(taps, 0, size - 1).astype(np.int64), weights.astype(np.float32)
+
+
+def _coordinates(mode: str, size: int, count: int, scale: float) -> npt.NDArray[np.float64]:
+    """Where each output position lies in the input."""
+    out = np.arange(count, dtype=np.float64)
+    if mode == "align_corners":
+        return out * ((size - 1) / (count - 1)) if count > 1 else out
+    if mode == "asymmetric":
+        return out / scale
+    if mode == "pytorch_half_pixel" and count == 1:
+        return out * 0
+    shift = 0.0
+    if mode == "half_pixel_symmetric":
+        shift = size / 2 * (1 - count / (scale * size))
+    return shift + (out + 0.5) / scale - 0.5
+
+
+def _cubic(distance: npt.NDArray[np.float64], a: float) -> npt.NDArray[np.float64]:
+    """Keys' cubic kernel."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
+_ROUND: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda at: np.ceil(at - 0.5),
+    "round_prefer_ceil": lambda at: np.floor(at + 0.5),
+}
 
 
 def operand_boxes(tensors: Mapping[str, Tensor], operand: Operand, band: Band, cols: tuple[int, int] | None = None) -> Iterator[TensorBox]:

@@ -9,7 +9,8 @@ from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Graph, Layer, Operand, Shape4
 from npusim.layout import Layout, stored_bytes
 from npusim.lower.context import aligned
-from npusim.lower.geometry import Band, band_count, head_cols, head_cols_of, input_rows, operand_boxes, widest_bands
+from npusim.lower.geometry import Band, band_count, bands, head_cols, head_cols_of, input_rows, operand_boxes, widest_bands
+from npusim.lower.sources import source_boxes
 from npusim.ops import OPS
 from npusim.plan import Pieces
 
@@ -199,16 +200,14 @@ def _constants_bytes(storage: Storage, layer: Layer, rows: int) -> int:
 def _row_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
     out = storage.graph.tensors[layer.output].shape
     band, count = largest_band(storage, layer, pieces.rows)
-    x_band = source_band(storage.graph, layer, layer.operands[0], band)
     flight = min(pieces.depth, count)
     piece = (1, band.h1 - band.h0, band.r1 - band.r0, out[3])
     out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, piece)
     others = [
-        SlotSpec(f"aux{i}", storage.operand_bytes(o, source_band(storage.graph, layer, o, band)), flight)
-        for i, o in piece_operands(layer)
+        SlotSpec(f"aux{i}", _source_bytes(storage, layer, i, band, pieces.rows), flight) for i, _ in piece_operands(layer)
     ]
     return [
-        SlotSpec("x", storage.operand_bytes(layer.operands[0], x_band), flight),
+        SlotSpec("x", _source_bytes(storage, layer, 0, band, pieces.rows), flight),
         SlotSpec("params", _constants_bytes(storage, layer, band.r1 - band.r0), 1),
         SlotSpec("out", out_bytes, flight),
         *others,
@@ -216,22 +215,14 @@ def _row_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]
     ]
 
 
-def source_band(graph: Graph, layer: Layer, operand: Operand, band: Band) -> Band:
-    """The rows of an operand that an output band of a vector layer reads.
-
-    Row operators read the same rows, spatial ones a band with halo. Operators whose rows correspond in no such way (copies,
-    rearrangements, unknown ones) read the same share of their rows: their bytes are exact, their boxes nominal.
-    """
-    if OPS[layer.op].streams != "whole":
-        r0, r1 = input_rows(layer, band.r0, band.r1) if operand.role == "x" else (band.r0, band.r1)
-        return Band(band.b, band.h0, band.h1, r0, r1)
-    out, own = graph.tensors[layer.output].shape, graph.tensors[operand.parts[0].tensor].shape
-    total = out[0] * out[1] * out[2]
-    first = (band.b * out[1] + band.h0) * out[2] + band.r0
-    share = (band.h1 - band.h0 - 1) * out[2] + band.r1 - band.r0
-    rows = own[2]
-    low = min(first * rows // total, rows - 1)
-    return Band(0, 0, own[1], low, max(low + 1, (first + share) * rows // total))
+def _source_bytes(storage: Storage, layer: Layer, index: int, band: Band, rows: int) -> int:
+    """Aligned bytes of what a band reads of an operand; of the band that reads most, where rows correspond in no simple way."""
+    simple = OPS[layer.op].streams != "whole"
+    cut = [band] if simple else bands(storage.graph.tensors[layer.output].shape, rows)
+    return max(
+        sum(storage.box_bytes(b.tensor, b.shape) for b in source_boxes(storage.graph, layer, index, one) if b.tensor not in storage.resident)
+        for one in cut
+    )
 
 
 def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
@@ -248,5 +239,5 @@ def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec
     ]
 
 
-#: Mean and variance are kept in FP32.
-STATS_BYTES = 4
+#: Sum and sum of squares of a group, in 64 bits: exact for integers, so that the cut does not change the result.
+STATS_BYTES = 8

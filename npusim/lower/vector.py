@@ -10,8 +10,9 @@ from npusim.lower.context import Lowering, Ring
 from npusim.lower.epilogue import apply_epilogue
 from npusim.lower.geometry import Band, TensorBox, bands, operand_boxes
 from npusim.lower.roles import Roles, roles_of
-from npusim.lower.slots import STATS_BYTES, constant_operands, piece_operands, source_band
-from npusim.program import FLAG_FIRST, FLAG_LAST, ROLE, VECTOR
+from npusim.lower.slots import STATS_BYTES, constant_operands, piece_operands
+from npusim.lower.sources import source_boxes
+from npusim.program import FLAG_FIRST, FLAG_LAST, LOAD, ROLE, VECTOR
 
 
 def lower_rows(low: Lowering, layer: Layer) -> None:
@@ -23,8 +24,11 @@ def lower_rows(low: Lowering, layer: Layer) -> None:
     roles, index = roles_of(low.graph, layer), low.layer_id(layer)
     params = None
     for number, band in enumerate(bands(low.graph.tensors[layer.output].shape, planned.pieces.rows)):
-        params = _parameters(low, rings, layer, band) if params is None or layer.op == "gather" else params
         reads = [(0, b) for b in _fetch_band(low, rings, layer, 0, band, roles, number)]
+        if layer.op == "gather":
+            params = [_table_rows(low, rings, layer, band, reads, number)]
+        elif params is None:
+            params = _parameters(low, rings, layer)
         for operand, _ in piece_operands(layer):
             reads += [(operand, b) for b in _fetch_band(low, rings, layer, operand, band, roles, number)]
         target, out = _output(low, rings, layer, band, number)
@@ -53,7 +57,7 @@ def _main_work(low: Lowering, layer: Layer, out: TensorBox, reads: list[tuple[in
 
 def _fetch_band(low: Lowering, rings: dict[str, Ring], layer: Layer, number: int, band: Band, roles: Roles, tile: int) -> tuple[Box, ...]:
     operand = layer.operands[number]
-    boxes = list(operand_boxes(low.graph.tensors, operand, source_band(low.graph, layer, operand, band)))
+    boxes = source_boxes(low.graph, layer, number, band)
     ring = rings.get("x" if number == 0 else f"aux{number}")
     kind = low.graph.tensors[operand.parts[0].tensor].kind
     role = "weight" if kind == "weight" else roles.load
@@ -61,17 +65,31 @@ def _fetch_band(low: Lowering, rings: dict[str, Ring], layer: Layer, number: int
     return low.fetch(ring, key, boxes, low.layer_id(layer), role, tile=tile)
 
 
-def _parameters(low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band) -> list[tuple[int, Box]]:
-    """Affine parameters, loaded once; of an embedding table, as many rows as the band has."""
-    boxes: list[TensorBox] = []
-    for operand in constant_operands(layer):
-        rows = band.r1 - band.r0 if operand.role == "table" else 1
-        boxes += operand_boxes(low.graph.tensors, operand, Band(0, 0, 1, 0, rows))
+def _parameters(low: Lowering, rings: dict[str, Ring], layer: Layer) -> list[tuple[int, Box]]:
+    """Affine parameters, loaded once."""
+    boxes = [b for o in constant_operands(layer) for b in operand_boxes(low.graph.tensors, o, Band(0, 0, 1, 0, 1))]
     if not boxes:
         return []
-    key = (band.r0 if layer.op == "gather" else 0,)
-    found = low.fetch(rings.get("params"), key, boxes, low.layer_id(layer), "weight", purpose=1)
+    found = low.fetch(rings.get("params"), 0, boxes, low.layer_id(layer), "weight", purpose=1)
     return [(5, b) for b in found]
+
+
+def _table_rows(low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, index: list[tuple[int, Box]], tile: int) -> tuple[int, Box]:
+    """The rows of an embedding table that the indices of a band name: a gathering load, whose table box is nominal."""
+    table = layer.operands[1].parts[0].tensor
+    total, cols = low.graph.tensors[table].shape[2:]
+    rows = band.r1 - band.r0
+    name, target = f"{layer.name}:rows", (band.b, 0, band.r0, 0)
+    tensor = low.internal_tensor(name, low.graph.tensors[layer.output].shape, low.tensor_plans[table].element_bytes)
+    slots = rings["params"].slots
+    buffer = low.builder.sram_buffer(tensor, slots.addresses[0], slots.slot_bytes, target, (1, 1, rows, cols), 0)
+    gathered = Box(buffer, target, (1, 1, rows, cols))
+    low.builder.command(
+        LOAD, low.dma_gang(1), layer=low.layer_id(layer), role=ROLE["weight"], tile=tile,
+        reads=[(0, low.home(TensorBox(table, (0, 0, 0, 0), (1, 1, min(rows, total), cols)))), *((1, b) for _, b in index)],
+        writes=[(0, gathered)], attributes={"gathers": True},
+    )  # fmt: skip
+    return 5, gathered
 
 
 def _output(low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, number: int) -> tuple[TensorBox, Box]:
@@ -89,7 +107,7 @@ def lower_group_norm(low: Lowering, layer: Layer) -> None:
     rings = {s.name: Ring(s) for s in planned.slots}
     low.open_output(layer.output)
     roles, index = roles_of(low.graph, layer), low.layer_id(layer)
-    params = _parameters(low, rings, layer, Band(0, 0, 1, 0, 1))
+    params = _parameters(low, rings, layer)
     shape = low.graph.tensors[layer.output].shape
     for image in range(shape[0]):
         cut = [b for b in bands(shape, planned.pieces.rows) if b.b == image]

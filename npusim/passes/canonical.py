@@ -118,7 +118,7 @@ def _concat(builder: Builder, node: Node) -> bool:
     moved = [builder.arranged(node, v, groups) for v in views]
     builder.emit(
         node, "copy", [operand("x" if i == 0 else "residual", v) for i, v in enumerate(moved)],
-        stored("", builder.shape(node.outputs[0]), groups), suffix="concat", attributes={"axis": axis},
+        stored("", builder.shape(node.outputs[0]), groups), suffix="concat", attributes={"axis": axis, "shapes": tuple(v.shape for v in moved)},
     )  # fmt: skip
     return True
 
@@ -521,8 +521,20 @@ def _resize(builder: Builder, node: Node) -> bool:
     shape, out = builder.shape(node.inputs[0]), builder.shape(node.outputs[0])
     if len(shape) != 4 or shape[:2] != out[:2]:
         return False
+    old = node.op == "Upsample" or builder.model.opset < 11
+    given = node.attributes
+    coordinates = "asymmetric" if old else str(given.get("coordinate_transformation_mode", "half_pixel"))
+    if coordinates == "tf_crop_and_resize" or given.get("antialias", 0) or given.get("exclude_outside", 0):
+        return False
+    attributes: dict[str, Any] = {
+        "in_hw": shape[2:], "out_hw": out[2:], "mode": given.get("mode", "nearest"), "coordinates": coordinates,
+        "nearest": "floor" if old else str(given.get("nearest_mode", "round_prefer_floor")),
+        "cubic_a": float(given.get("cubic_coeff_a", -0.75)),
+    }  # fmt: skip
+    scales = builder.data(node.inputs[2 if not old else 1]) if len(node.inputs) > (1 if old else 2) else None
+    if scales is not None and scales.size == 4:
+        attributes["scales"] = (float(scales[2]), float(scales[3]))
     view = builder.arranged(node, builder.view(node.inputs[0]), _IMAGE)
-    attributes = {"in_hw": shape[2:], "out_hw": out[2:], "mode": node.attributes.get("mode", "nearest")}
     builder.emit(node, "resize", [operand("x", view)], stored("", out, _IMAGE), suffix="resize", attributes=attributes)
     return True
 
@@ -539,6 +551,7 @@ def _pool(function: str) -> Callable[[Builder, Node], bool]:
             kernel = (1, 1, *node.attributes["kernel_shape"])
             attributes = _conv_attributes(node, shape, kernel, out)
         attributes["function"] = function
+        attributes["count_include_pad"] = int(node.attributes.get("count_include_pad", 0))
         builder.emit(node, "pool", [operand("x", view)], stored("", out, _IMAGE), suffix="pool", attributes=attributes)
         return True
 
