@@ -1,0 +1,58 @@
+"""`trace.json`: the simulated run in Chrome's trace format, which Perfetto opens. Times in microseconds, one track per engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from npusim.graph import Graph
+from npusim.program import OPCODES, ROLES, Program
+from npusim.trace import STALLS, Trace, sram_occupancy
+from npusim.units import PS_PER_US
+
+_PID = 1
+
+
+def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> str:
+    """JSON text: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
+    events = [*_names(program, name), *_slices(graph, program, trace), *_counters(program, trace)]
+    return '{"displayTimeUnit":"ms","traceEvents":[\n' + ",\n".join(json.dumps(e, separators=(",", ":")) for e in events) + "\n]}\n"
+
+
+def lane_of(program: Program) -> list[list[int]]:
+    """For each gang the numbers of its lanes in `program.lanes`."""
+    return [[program.lanes.index(f"{g.unit}{e}") for e in g.engines] for g in program.gangs]
+
+
+def _names(program: Program, name: str) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": name}}
+    for number, lane in enumerate(program.lanes):
+        yield {"ph": "M", "pid": _PID, "tid": number, "name": "thread_name", "args": {"name": lane}}
+        yield {"ph": "M", "pid": _PID, "tid": number, "name": "thread_sort_index", "args": {"sort_index": number}}
+
+
+def _slices(graph: Graph, program: Program, trace: Trace) -> Iterator[dict[str, Any]]:
+    commands = program.commands
+    lanes = lane_of(program)
+    start, end = trace.start_ps.tolist(), trace.end_ps.tolist()
+    columns = zip(
+        commands.opcode.tolist(), commands.gang.tolist(), commands.layer.tolist(), commands.role.tolist(), commands.tile.tolist(),
+        trace.stall.tolist(), strict=True,
+    )  # fmt: skip
+    for index, (opcode, gang, layer, role, tile, stall) in enumerate(columns):
+        event: dict[str, Any] = {
+            "ph": "X", "pid": _PID, "name": graph.layers[layer].name, "cat": OPCODES[opcode],
+            "ts": start[index] / PS_PER_US, "dur": (end[index] - start[index]) / PS_PER_US,
+            "args": {"command": index, "role": ROLES[role], "tile": tile, "waited_for": STALLS[stall]},
+        }  # fmt: skip
+        for lane in lanes[gang]:
+            yield {**event, "tid": lane}
+
+
+def _counters(program: Program, trace: Trace) -> Iterator[dict[str, Any]]:
+    times, size = sram_occupancy(program, trace)
+    for time, value in zip(times.tolist(), size.tolist(), strict=True):
+        yield {"ph": "C", "pid": _PID, "name": "SRAM bytes", "ts": time / PS_PER_US, "args": {"bytes": value}}
+    for time, value in trace.bandwidth.tolist():
+        yield {"ph": "C", "pid": _PID, "name": "DRAM bytes/s", "ts": time / PS_PER_US, "args": {"bytes_per_s": value}}

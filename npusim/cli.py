@@ -1,0 +1,208 @@
+"""The command line: parse, call the API, print. Exit codes: 0 done, 1 a check failed, 2 bad input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from npusim.errors import BadInputError, CheckFailedError, NpusimError
+
+app = typer.Typer(
+    name="npusim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="NPU simulator and profiler: how fast a network runs on a described NPU, where the time goes, and how to tile it.",
+)  # fmt: skip
+models_app = typer.Typer(no_args_is_help=True, help="The zoo of networks.", rich_markup_mode=None)
+npu_app = typer.Typer(no_args_is_help=True, help="Hardware descriptions.", rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+app.add_typer(npu_app, name="npu")
+
+_PRECISIONS = ("w8a16", "w8a8", "w16a16", "fp16", "fp32")
+_SEGMENTS = ("none", "attention", "all")
+_POLICIES = ("decoupled", "serial")
+
+
+def main() -> None:
+    """Entry point of the `npusim` command."""
+    try:
+        app(standalone_mode=False)
+    except CheckFailedError as error:
+        _fail(str(error), 1)
+    except NpusimError as error:
+        _fail(str(error), 2)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was written", 130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # an argument that click refused
+            _fail(f"{error.format_message()} (see --help)", 2)
+        raise
+
+
+def _fail(sentence: str, code: int) -> None:
+    safe = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in sentence)
+    sys.stderr.write(f"npusim: {safe}\n")
+    sys.exit(code)
+
+
+def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
+    if value not in allowed:
+        raise BadInputError(f"{option} is '{value}'; allowed are {', '.join(allowed)}")
+    return value
+
+
+def _parse_tiles(text: str) -> tuple[str, dict[str, int]]:
+    """`auto`, `sram`, `none` or a count, then `SEGMENT=N` pins, separated by commas."""
+    rule, pins = "auto", {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, count = part.rpartition("=")
+        number = count if equals else part
+        if equals or part not in ("none", "sram", "auto"):
+            if not number.isdigit() or not 0 < int(number) < 10**7:
+                raise BadInputError(f"--tiles is '{part}'; allowed are none, sram, auto, a count from 1, or SEGMENT=count")
+        if equals:
+            pins[name] = int(number)
+        else:
+            rule = part
+    return rule, pins
+
+
+def _parse_sizes(items: list[str], option: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for item in items:
+        name, equals, text = item.rpartition("=")
+        sizes = text.split("x")
+        if not equals or not name or not all(s.isdigit() and int(s) > 0 for s in sizes):
+            example = "sample=1x4x64x64" if option == "--shape" else "batch=2"
+            raise BadInputError(f"{option} is '{item}'; it takes NAME=SIZES with sizes from 1, e.g. {option} {example}")
+        found[name] = [int(s) for s in sizes]
+    return found
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        import npusim
+
+        typer.echo(f"npusim {npusim.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="An ONNX file, or the name of a zoo network (npusim models list).")],
+    tiles: Annotated[str, typer.Option(help="none, sram (the paper's rule), auto, or a count; SEGMENT=N pins one.")] = "auto",
+    segments: Annotated[str, typer.Option(help="Kinds of layers joined tile by tile: none, attention, all.")] = "all",
+    precision: Annotated[str, typer.Option(help=f"One of {', '.join(_PRECISIONS)}.")] = "w8a16",
+    npu: Annotated[str, typer.Option(help="A preset (npusim npu list) or a TOML file.")] = "exynos2400",
+    policy: Annotated[str, typer.Option(help="decoupled: one in-order queue per engine; serial: one step at a time.")] = "decoupled",
+    shape: Annotated[Optional[list[str]], typer.Option(help="Size of an input: NAME=1x4x64x64.")] = None,  # noqa: UP045 (typer)
+    dim: Annotated[Optional[list[str]], typer.Option(help="Size of a symbolic dimension: NAME=2.")] = None,  # noqa: UP045 (typer)
+    out: Annotated[Optional[Path], typer.Option(help="Run directory (default ./npusim-runs/<model>).")] = None,  # noqa: UP045 (typer)
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the screen.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the run was written.")] = False,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Plan and simulate a network; write the run directory and print one screen."""
+    rule, pins = _parse_tiles(tiles)
+    _one_of(segments, _SEGMENTS, "--segments")
+    _one_of(precision, _PRECISIONS, "--precision")
+    _one_of(policy, _POLICIES, "--policy")
+    shapes = _parse_sizes(shape or [], "--shape")
+    dims = {name: sizes[0] for name, sizes in _parse_sizes(dim or [], "--dim").items()}
+    from npusim import api
+    from npusim.run_directory import check_replaceable, default_directory, dump_json, write_run
+    from npusim.scheduler.problem import Infeasible
+
+    graph = api.load_graph(model, shapes=shapes, dims=dims)
+    directory = out if out is not None else default_directory(graph.name)
+    check_replaceable(directory)
+    found = api.profile(
+        graph, tiles=rule, segments=segments, precision=precision, npu=npu, policy=policy, pins=pins,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if isinstance(found, Infeasible):
+        raise BadInputError(found.sentence())
+    write_run(found, directory)
+    report = directory / "report.html"
+    if json:
+        sys.stdout.write(dump_json(found.summary))
+        return
+    if not quiet:
+        from rich.console import Console
+
+        from npusim.screen import print_profile
+
+        print_profile(Console(), found)
+    typer.echo(f"report: {report}")
+    if open_report:
+        typer.launch(report.resolve().as_uri())
+
+
+@npu_app.command("list")
+def npu_list() -> None:
+    """The shipped hardware descriptions."""
+    from npusim.hardware import load_npu, preset_names
+
+    for name in preset_names():
+        typer.echo(f"{name:14} {load_npu(name).title}")
+
+
+@npu_app.command("show")
+def npu_show(npu: Annotated[str, typer.Argument(help="A preset or a TOML file.")]) -> None:
+    """Every number of a hardware description with its source."""
+    from npusim.hardware import load_npu
+
+    described = load_npu(npu)
+    typer.echo(f"{described.name}: {described.title}")
+    for path, value in described.numbers():
+        shown = f"{value:,}" if isinstance(value, int) and value >= 10**4 else f"{value:g}"
+        typer.echo(f"  {path:42} {shown:>18}  {described.source_of(path)}")
+
+
+@npu_app.command("fit")
+def npu_fit(targets: Annotated[Path, typer.Argument(help="TOML: parameters, runs and measured figures.")]) -> None:
+    """Fit numbers of a hardware description to measurements; print numbers, residuals and how far each is determined."""
+    from npusim.fit import fit, load_targets
+    from npusim.screen_fit import print_fit
+
+    print_fit(fit(load_targets(targets)))
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The networks that `npusim profile NAME` knows."""
+    from npusim.models import zoo
+
+    for name in zoo.names():
+        card = zoo.card(name)
+        size = f"{card.parameters / 1e6:,.1f} M" if card.parameters else "-"
+        typer.echo(f"{name:24} {size:>12}  {card.title}")
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="edgefusion")],
+    table: Annotated[Optional[int], typer.Option(help="6 or 7; default both.")] = None,  # noqa: UP045 (typer)
+) -> None:
+    """The paper's tables, ours beside theirs, computed on the spot."""
+    _one_of(paper, ("edgefusion",), "the paper")
+    if table not in (None, 6, 7):
+        raise BadInputError(f"--table is {table}; allowed are 6, 7")
+    from rich.console import Console
+
+    from npusim.reproduce import print_edgefusion
+
+    print_edgefusion(Console(), tables=(table,) if table else (6, 7))
+
+
+def _mount_training() -> None:
+    """`npusim train`, if its module is there; importing it must not import torch."""
+    from npusim.training.cli import app as training_app
+
+    app.add_typer(training_app, name="train")
+
+
+_mount_training()

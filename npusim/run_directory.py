@@ -1,0 +1,104 @@
+"""The run directory: plan, summary, trace and report, written aside and renamed as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npusim.chrome_trace import chrome_trace
+from npusim.errors import OutputError
+
+if TYPE_CHECKING:
+    from npusim.api import Profile
+
+PLAN, SUMMARY, TRACE, REPORT, SCALES = "plan.json", "summary.json", "trace.json", "report.html", "scales.npz"
+_OURS = frozenset({PLAN, SUMMARY, TRACE, REPORT, SCALES})
+
+
+def default_directory(model: str) -> Path:
+    """`./npusim-runs/<model>`, with characters that file systems dislike replaced."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", model).strip("._") or "model"
+    return Path("npusim-runs") / name
+
+
+def check_replaceable(directory: Path) -> None:
+    """Refuse a folder that holds anything but a run of ours.
+
+    Raises:
+        OutputError: a file is in the way, or the folder holds other files.
+    """
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise OutputError(f"{directory}: is in the way and no folder; give another place with --out")
+    if not directory.exists():
+        return
+    foreign = sorted(p.name for p in directory.iterdir() if p.name not in _OURS)
+    if foreign:
+        raise OutputError(
+            f"{directory}: holds '{foreign[0]}', which npusim did not write; only a run directory of npusim is replaced: "
+            "give an empty or a new folder with --out"
+        )
+
+
+def write_run(profile: Profile, directory: Path) -> None:
+    """Write all files of a run into a folder beside `directory`, then put it in its place.
+
+    Raises:
+        OutputError: the place is not ours, or cannot be written.
+    """
+    from npusim.reports.page import write_report
+
+    check_replaceable(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be written ({error.strerror}); give another place with --out") from error
+    try:
+        (aside / PLAN).write_text(profile.plan.to_json(), "utf-8")
+        (aside / SUMMARY).write_text(dump_json(profile.summary), "utf-8")
+        text = chrome_trace(profile.graph, profile.program, profile.trace, name=f"{profile.plan.model.name} on {profile.plan.npu.name}")
+        (aside / TRACE).write_text(text, "utf-8")
+        write_report(profile, aside / REPORT)
+        aside.chmod(0o755)
+        _swap(aside, directory)
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be written ({error.strerror}); give another place with --out") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(aside: Path, directory: Path) -> None:
+    """Put the new folder in place; the old one goes only once the new one stands."""
+    if not directory.exists():
+        os.rename(aside, directory)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+    os.rename(directory, old / "run")
+    os.rename(aside, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def dump_json(data: Any) -> str:
+    """Deterministic JSON text: keys in the order given, floats in their shortest exact form."""
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def load_summary(path: Path) -> dict[str, Any]:
+    """`summary.json` of a run directory (or the file itself).
+
+    Raises:
+        OutputError: missing or not a summary of ours.
+    """
+    file = path / SUMMARY if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OutputError(f"{file}: is no summary of a run ({error}); give a run directory written by 'npusim profile'") from error
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise OutputError(f"{file}: is no summary of a run; give a run directory written by 'npusim profile'")
+    return data
