@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -53,7 +53,11 @@ def make_problem(graph: Graph, npu: Npu, precision: str, policy: Policy) -> Prob
     )  # fmt: skip
 
 
-def plan_graph(problem: Problem, request: Request) -> tuple[Plan, Program] | Infeasible:
+#: Given a segment, its resident tensors, the bytes it may use and the option chosen in closed form: a better one, or the same.
+Refine = Callable[[Segment, frozenset[str], int, Option], Option]
+
+
+def plan_graph(problem: Problem, request: Request, refine: Refine | None = None) -> tuple[Plan, Program] | Infeasible:
     """Decide everything, lower it, and put the Program's hash into the plan."""
     segments = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
     _check_pins(segments, request)
@@ -61,9 +65,36 @@ def plan_graph(problem: Problem, request: Request) -> tuple[Plan, Program] | Inf
     decided = _decide(problem, units)
     if isinstance(decided, Infeasible):
         return decided
+    if refine is not None:
+        decided = _refined(problem, units, segments, decided, refine)
     plan = _assemble(problem, request, units, segments, decided)
     program = lower(problem.graph, plan)
     return plan.model_copy(update={"program_sha256": program.sha256()}), program
+
+
+def _refined(problem: Problem, units: Sequence[Unit], segments: Sequence[Segment], decided: _Decisions, refine: Refine) -> _Decisions:
+    """The same decisions with each segment's tiling replaced by what `refine` prefers, where the addresses still fit."""
+    by_name = {s.name: s for s in segments}
+    used = _resident_bytes(problem, units, decided.resident)
+    options = list(decided.options)
+    for index, unit in enumerate(units):
+        if unit.name in by_name:
+            budget = problem.npu.sram.sram_bytes - used[index]
+            options[index] = refine(by_name[unit.name], decided.resident & unit.tensors, budget, options[index])
+    addresses = _addresses(problem, units, decided.resident, options)
+    if addresses is None:
+        return decided
+    return _Decisions(resident=decided.resident, options=options, addresses=addresses)
+
+
+def _resident_bytes(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[int]:
+    """SRAM bytes of resident tensors while each unit runs."""
+    used = [0] * len(units)
+    owner = _place_owners(problem, resident)
+    for life in _shared_lifetimes([s for s in spans(problem, units) if s.tensor in resident], owner):
+        for index in range(life.first, life.last + 1):
+            used[index] += life.size_bytes
+    return used
 
 
 def _check_pins(segments: Sequence[Segment], request: Request) -> None:
@@ -232,7 +263,7 @@ def _assemble(problem: Problem, request: Request, units: Sequence[Unit], segment
         model=ModelRef(name=problem.graph.name, sha256=problem.graph.model_sha256),
         options=Options(tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy),
         npu=problem.npu,
-        tensors=tuple(_tensor_plans(problem, decided)),
+        tensors=tuple(tensor_plan(problem, t, resident=decided.resident, addresses=decided.addresses) for t in problem.graph.tensors),
         layers=tuple(_layer_plans(problem, request, segments, chosen, placed)),
         segments=tuple(_segment_plan(problem, s, chosen[s.name], placed[s.name]) for s in segments),
     )
@@ -247,25 +278,6 @@ def _slots(problem: Problem, unit: Unit, decided: _Decisions, option: Option) ->
         )
         for s in specs
     )  # fmt: skip
-
-
-def _tensor_plans(problem: Problem, decided: _Decisions) -> list[TensorPlan]:
-    plans = []
-    for name in problem.graph.tensors:
-        layout = problem.layouts.get(name, PLAIN)
-        plans.append(
-            TensorPlan(
-                name=name, home="sram" if name in decided.resident else "dram", block=layout.block, padded=layout.padded,
-                element_bytes=problem.element_bytes[name], address=decided.addresses.get(name, 0),
-                size_bytes=problem.tensor_bytes(name), in_place_of=_in_place_of(problem, decided.resident, name),
-            )
-        )  # fmt: skip
-    return plans
-
-
-def _in_place_of(problem: Problem, resident: frozenset[str], name: str) -> str:
-    before = problem.in_place.get(name, "")
-    return before if name in resident and before in resident else ""
 
 
 def _layer_plans(
@@ -287,11 +299,26 @@ def _layer_plans(
 
 
 def _segment_plan(problem: Problem, segment: Segment, option: Option, slots: tuple[Slots, ...]) -> SegmentPlan:
-    tiling = option.tile
-    assert isinstance(tiling, Tiling)
-    by_heads, by_rows = tile_count(layers_of(problem.graph, segment), tiling)
+    assert isinstance(option.tile, Tiling)
+    return segment_plan(problem.graph, segment, option.tile, slots)
+
+
+def segment_plan(graph: Graph, segment: Segment, tiling: Tiling, slots: tuple[Slots, ...]) -> SegmentPlan:
+    """The plan entry of a segment."""
+    by_heads, by_rows = tile_count(layers_of(graph, segment), tiling)
     return SegmentPlan(
         name=segment.name, kind=segment.kind, layers=segment.layers, tiles={"heads": by_heads, "rows": by_rows},
         tile_count=by_heads * by_rows, heads_per_tile=tiling.heads, rows_per_tile=tiling.rows, depth=tiling.depth,
         in_place=tiling.in_place, requested=tiling.requested, slots=slots,
+    )  # fmt: skip
+
+
+def tensor_plan(problem: Problem, name: str, *, resident: frozenset[str], addresses: Mapping[str, int]) -> TensorPlan:
+    """The plan entry of a tensor."""
+    layout = problem.layouts.get(name, PLAIN)
+    before = problem.in_place.get(name, "")
+    return TensorPlan(
+        name=name, home="sram" if name in resident else "dram", block=layout.block, padded=layout.padded,
+        element_bytes=problem.element_bytes[name], address=addresses.get(name, 0), size_bytes=problem.tensor_bytes(name),
+        in_place_of=before if name in resident and before in resident else "",
     )  # fmt: skip

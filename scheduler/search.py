@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npusim.cost import Work
@@ -12,11 +12,21 @@ from npusim.hardware import Npu
 from npusim.plan import Plan
 from npusim.program import Program
 from npusim.scheduler.bounds import Bounds, lower_bounds
+from npusim.scheduler.isolate import Measured, measure
+from npusim.scheduler.pieces import Option, layer_key
 from npusim.scheduler.planner import Request, make_problem, plan_graph
 from npusim.scheduler.problem import Infeasible, Problem
+from npusim.scheduler.tiles import Segment, Tiling, fewest_tiles, find_segments, layers_of, predicted, tilings
 from npusim.simulate import simulate
 
 __all__ = ["Found", "Request", "search_plan"]
+
+#: Tilings whose closed-form time is within this factor of the best are simulated.
+KEEP = 1.3
+#: And at least this many of the best, so that the curve shows both sides of the optimum.
+KEEP_AT_LEAST = 5
+
+Curve = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,38 +36,110 @@ class Found:
     plan: Plan
     program: Program
     bounds: Bounds
-    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    curves: Mapping[str, Curve]
 
 
 def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     """The best plan under the request's rule.
 
-    `auto` plans with its own choice of tilings and with the paper's rule, simulates both, and keeps the faster one; ties go to
-    fewer DRAM bytes, then to fewer tiles.
+    `auto` chooses what stays in SRAM in closed form, then simulates the tilings of each segment in the space that is left, with the
+    boundary state it has there. It also simulates the plan of the paper's rule, and keeps the faster one; ties go to fewer DRAM
+    bytes, then to fewer tiles.
     """
     problem = make_problem(graph, npu, request.precision, request.policy)
+    tuner = _Tuner(problem)
     candidates = [request]
     if request.tiles == "auto":
         candidates.append(replace(request, tiles="sram"))
     best: tuple[tuple[int, int, int], Plan, Program] | None = None
     refusal: Infeasible | None = None
     for candidate in candidates:
-        planned = plan_graph(problem, candidate)
+        planned = plan_graph(problem, candidate, tuner.refine if candidate.tiles == "auto" else None)
         if isinstance(planned, Infeasible):
             refusal = refusal or planned
             continue
-        plan, program = planned
-        score = _score(problem, plan, program)
+        score = _score(problem, *planned)
         if best is None or score < best[0]:
-            best = (score, plan, program)
+            best = (score, *planned)
     if best is None:
         assert refusal is not None
         return refusal
     plan = best[1].model_copy(update={"options": best[1].options.model_copy(update={"tiles": request.tiles})})
-    return Found(plan=plan, program=best[2], bounds=lower_bounds(problem), curves={})
+    return Found(plan=plan, program=best[2], bounds=lower_bounds(problem), curves=_curves(problem, tuner, plan))
 
 
 def _score(problem: Problem, plan: Plan, program: Program) -> tuple[int, int, int]:
     work = Work(program, problem.npu)
     trace = simulate(program, problem.npu, problem.policy, work=work)
     return trace.makespan_ps, int(work.dram_bytes.sum()), sum(s.tile_count for s in plan.segments)
+
+
+@dataclass(slots=True)
+class _Tuner:
+    """Simulates tilings of segments; equal structures with equal boundary state are simulated once."""
+
+    problem: Problem
+    curves: dict[object, list[Measured]] = field(default_factory=dict)
+    keys: dict[str, object] = field(default_factory=dict)
+
+    def refine(self, segment: Segment, resident: frozenset[str], budget_bytes: int, chosen: Option) -> Option:
+        """The tiling that simulates fastest within the budget."""
+        assert isinstance(chosen.tile, Tiling)
+        if chosen.tile.requested:
+            return chosen
+        curve = self.curve(segment, resident, budget_bytes)
+        fitting = [m for m in curve if m.sram_bytes <= budget_bytes]
+        if not fitting:
+            return chosen
+        best = min(fitting, key=lambda m: m.score)
+        return replace(chosen, tile=best.tiling, cost_ps=best.makespan_ps, dram_bytes=best.dram_bytes, sram_bytes=best.sram_bytes)
+
+    def curve(self, segment: Segment, resident: frozenset[str], budget_bytes: int) -> list[Measured]:
+        """Simulated tilings of a segment that fit the budget."""
+        layers = [x for x in self.problem.graph.layers if x.name in segment.layers]
+        key = (budget_bytes, *(layer_key(self.problem, x, resident) for x in layers))
+        self.keys[segment.name] = key
+        if key not in self.curves:
+            self.curves[key] = self._measure(segment, resident, budget_bytes)
+        return self.curves[key]
+
+    def _measure(self, segment: Segment, resident: frozenset[str], budget_bytes: int) -> list[Measured]:
+        layers = layers_of(self.problem.graph, segment)
+        options = [predicted(self.problem, layers, t, resident) for t in tilings(self.problem, layers)]
+        rule = fewest_tiles(self.problem, layers, budget_bytes, resident)
+        if rule is not None:
+            options.append(predicted(self.problem, layers, rule, resident))
+        options = sorted((o for o in options if o.sram_bytes <= budget_bytes), key=lambda o: o.cost_ps)
+        kept = [o for i, o in enumerate(options) if i < KEEP_AT_LEAST or o.cost_ps <= KEEP * options[0].cost_ps]
+        found: dict[tuple[int, int], Measured] = {}
+        for option in kept[:MOST]:
+            assert isinstance(option.tile, Tiling)
+            point = measure(self.problem, segment, option.tile, resident)
+            if point is not None:
+                at = (point.tile_count, option.tile.depth)
+                found[at] = min(found.get(at, point), point, key=lambda m: m.score)
+        return sorted(found.values(), key=lambda m: (m.tile_count, m.tiling.depth))
+
+
+#: Most tilings that are simulated for one structure.
+MOST = 12
+
+
+def _curves(problem: Problem, tuner: _Tuner, plan: Plan) -> dict[str, Curve]:
+    """The curve of each segment of an `auto` plan, with the chosen point and the paper's rule marked."""
+    curves: dict[str, Curve] = {}
+    by_name = {s.name: s for s in find_segments(problem.graph, "all")}
+    for segment in plan.segments:
+        measured = tuner.curves.get(tuner.keys.get(segment.name), [])
+        layers = layers_of(problem.graph, by_name[segment.name])
+        rule = fewest_tiles(problem, layers, problem.npu.sram.sram_bytes, frozenset()) if measured else None
+        chosen = (segment.heads_per_tile, segment.rows_per_tile, segment.depth)
+        curves[segment.name] = [
+            {
+                **m.point,
+                "chosen": (m.tiling.heads, m.tiling.rows, m.tiling.depth) == chosen,
+                "paper_rule": rule is not None and (m.tiling.heads, m.tiling.rows) == (rule.heads, rule.rows),
+            }
+            for m in measured
+        ]
+    return curves

@@ -62,6 +62,8 @@ class Lowering:
         if planned.home == "dram":
             tracked = tensor.kind not in ("weight", "input")
             self._buffers[tensor.name] = self.builder.dram_buffer(index, planned.size_bytes, tracked=tracked)
+        elif tensor.kind == "input":  # left in SRAM by whatever ran before
+            self.open_output(tensor.name)
 
     def internal_tensor(self, name: str, shape: Shape4, element_bytes: int) -> int:
         """Index of a tensor that only this Program knows (an ungated product, norm statistics), made on first use."""

@@ -1,0 +1,63 @@
+"""Blocks of tensors as arrays: what commands read and write, and how they are joined, split into heads and aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from npusim.graph import Shape4
+
+Array = npt.NDArray[Any]
+
+#: Operands are copied to buffers of this alignment, so that vector units see the same bytes in the same lanes every time.
+ALIGNMENT_BYTES = 64
+
+
+class Block(NamedTuple):
+    """A box of a tensor with its stored values: data is [batch, heads, rows, cols]."""
+
+    tensor: str
+    offset: Shape4
+    data: Array
+
+
+def aligned_empty(shape: Sequence[int], dtype: Any) -> Array:
+    """An uninitialised contiguous array that starts at a multiple of `ALIGNMENT_BYTES`."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.empty(size + ALIGNMENT_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
+def aligned_copy(values: Array, dtype: Any = None) -> Array:
+    """A contiguous aligned copy."""
+    result = aligned_empty(values.shape, dtype or values.dtype)
+    result[...] = values
+    return result
+
+
+def joined(arrays: Sequence[Array]) -> Array:
+    """Parts of an operand side by side along the columns."""
+    if len(arrays) == 1:
+        return arrays[0]
+    rows = max(a.shape[2] for a in arrays)
+    return np.concatenate([np.broadcast_to(a, (*a.shape[:2], rows, a.shape[3])) for a in arrays], axis=3)
+
+
+def split_heads(values: Array, heads: int) -> Array:
+    """[b, 1, r, heads x w] or [b, heads, r, w] as [b, heads, r, w]."""
+    batch, own, rows, cols = values.shape
+    if own == heads:
+        return values
+    return values.reshape(batch, rows, heads, cols // heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(values: Array, shape: Shape4) -> Array:
+    """[b, heads, r, w] as the output stores it: as it is, or with the heads side by side in the columns."""
+    if values.shape == tuple(shape):
+        return values
+    return values.transpose(0, 2, 1, 3).reshape(shape)
