@@ -10,7 +10,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from npusim.errors import BadInputError, MissingExtraError
 from npusim.models.architectures import Architecture, InputSpec
 from npusim.models.strip import MASK_ELEMENTS_MAX, WEIGHTS_LOCATION, strip
 from npusim.models.traced import traced
+from npusim.models.unevaluated import unevaluated_convolutions
 
 Exporter = Literal["dynamo", "legacy"]
 Dtype = Literal["fp32", "fp16"]
@@ -206,7 +207,8 @@ def _dynamo_program(network: Any, architecture: Architecture, spelling: Spelling
 def write_legacy(network: Any, architecture: Architecture, spelling: Spelling, path: Path) -> None:
     """Write the legacy exporter's file: weights inside up to 2 GB, in files beside it above."""
     torch = require_torch()
-    with _quiet(), torch.no_grad():
+    evaluation = unevaluated_convolutions() if spelling.dtype == "fp16" else nullcontext()
+    with _quiet(), torch.no_grad(), evaluation:
         torch.onnx.export(
             traced(network, architecture),
             example_inputs(architecture, spelling.dtype),
