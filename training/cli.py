@@ -29,6 +29,9 @@ ThreadsOption = Annotated[
 StepsOption = Annotated[
     int | None, typer.Option("--steps", min=1, help="at most so many steps per stage: a rehearsal")
 ]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="no, bf16 or fp16 (a GPU only), instead of the preset's")
+]
 TeacherOption = Annotated[
     Path | None, typer.Option("--teacher", help="a local pipeline folder to use as teacher (sd-v1)")
 ]
@@ -56,12 +59,13 @@ def _session(
     steps: int | None = None,
     teacher: Path | None = None,
     data: Path | None = None,
+    precision: str | None = None,
 ) -> Session:
     """Open (or create) the run's folder with these settings."""
     import os
 
+    from npusim.training.config import in_precision, shortened
     from npusim.training.config import preset as named
-    from npusim.training.config import shortened
 
     chosen = named(preset)
     _need("torch", "diffusers", "transformers", "accelerate", "safetensors", "PIL", "scipy")
@@ -76,6 +80,8 @@ def _session(
         torch.set_num_threads(threads)
     if steps is not None:
         chosen = shortened(chosen, steps)
+    if precision is not None:
+        chosen = in_precision(chosen, precision)
     run = Run(preset=chosen, out=out, seed=seed, teacher=teacher, data=data)
     open_run(run)
     return Session(run=run, budget=Budget(budget), resume=resume, say=typer.echo)
@@ -154,9 +160,12 @@ def kd(
     steps: StepsOption = None,
     teacher: TeacherOption = None,
     data: DataOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Stage 1: distil the teacher's outputs and features into the student."""
-    _stage("kd", _session(preset, out, seed, budget_minutes, resume, threads, steps, teacher, data))
+    _stage(
+        "kd", _session(preset, out, seed, budget_minutes, resume, threads, steps, teacher, data, precision)
+    )
 
 
 @app.command()
@@ -170,9 +179,12 @@ def lcm(
     steps: StepsOption = None,
     teacher: TeacherOption = None,
     data: DataOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Stage 2: distil the student for few steps, guided by the large teacher."""
-    _stage("lcm", _session(preset, out, seed, budget_minutes, resume, threads, steps, teacher, data))
+    _stage(
+        "lcm", _session(preset, out, seed, budget_minutes, resume, threads, steps, teacher, data, precision)
+    )
 
 
 @app.command("all")
@@ -228,6 +240,71 @@ def sample(
     from npusim.training.sample import draw_sheets
 
     draw_sheets(session)
+
+
+@app.command()
+def bench(preset: PresetOption = "toy-small", seed: SeedOption = 0, threads: ThreadsOption = None) -> None:
+    """Rehearse each stage: seconds per step without the first ones, and the minutes of a whole run."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        session = _session(preset, Path(folder), seed, threads=threads)
+        from npusim.training.bench import bench as rehearse_all
+
+        rehearse_all(session)
+
+
+@app.command()
+def smoke(
+    preset: PresetOption = "sd-v1",
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 2,
+    threads: ThreadsOption = None,
+) -> None:
+    """Take KD and LCM steps at full size with random weights: memory and seconds per step."""
+    from npusim.training.config import preset as named
+
+    chosen = named(preset)
+    _need("torch", "diffusers", "transformers", "accelerate")
+    import torch
+
+    from npusim.training.bench import smoke as take_steps
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    take_steps(chosen, steps, typer.echo)
+
+
+@app.command()
+def claims(
+    preset: PresetOption = "toy-small",
+    out: OutOption = _DEFAULT_OUT,
+    seed: SeedOption = 0,
+    budget_minutes: BudgetOption = None,
+    resume: ResumeOption = True,
+    threads: ThreadsOption = None,
+    steps: StepsOption = None,
+) -> None:
+    """Test two of the paper's claims on a finished run: large teacher for LCM, and stage 1 before it."""
+    session = _session(preset, out, seed, budget_minutes, resume, threads, steps)
+    from npusim.training.claims import examine_claims
+
+    examine_claims(session)
+
+
+@app.command()
+def ship(
+    preset: PresetOption = "toy-small",
+    out: OutOption = _DEFAULT_OUT,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = None,
+    steps: StepsOption = None,
+    to: Annotated[Path | None, typer.Option("--to", help="the folder; default: this package's own")] = None,
+) -> None:
+    """Publish a finished run's network as fp16 with its card."""
+    session = _session(preset, out, seed, threads=threads, steps=steps)
+    from npusim.training.ship import ship as publish
+
+    publish(session, f"edgefusion-{preset}", to)
 
 
 def main() -> None:

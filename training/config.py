@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from npusim.errors import BadInputError
 
@@ -165,6 +165,10 @@ class Preset:
     sampling: Sampling
 
 
+_VAE_OPTIMISER = Optimiser(lr=1.5e-3, warmup_steps=20, betas=(0.9, 0.99), weight_decay=0.0)
+"""Ours. Both toys have more latent channels than SD: with 4, shapes stayed blurred (docs/training.md)."""
+
+
 def _toy_small() -> Preset:
     """One object, 32 px. Sizes from the project's prototype (docs/training.md); batch 64 throughout."""
     return Preset(
@@ -173,16 +177,22 @@ def _toy_small() -> Preset:
         resolution=32,
         schedule=Schedule(),
         unet=UNetSize(
-            channels=(32, 48, 64, 64), layers_per_block=2, cross_dim=64, heads=4, sample=8, norm_groups=16
+            channels=(32, 48, 64, 64),
+            layers_per_block=2,
+            cross_dim=64,
+            heads=4,
+            sample=8,
+            norm_groups=16,
+            latent_channels=8,
         ),
         text=TextSize(hidden=64, layers=1, heads=4, tokens=8),
-        vae=VaeSize(patch=4, channels=(128,), layers_per_block=1, latent_channels=4, norm_groups=16),
+        vae=VaeSize(patch=4, channels=(96,), layers_per_block=1, latent_channels=8, norm_groups=16),
         pool=16384,
         classifier=Training(steps=500, batch=128, optimiser=Optimiser(lr=2e-3)),
-        autoencoder=Training(steps=900, batch=64, optimiser=Optimiser(lr=1e-3, weight_decay=0.0)),
+        autoencoder=Training(steps=900, batch=64, optimiser=_VAE_OPTIMISER),
         teacher=TeacherStage(
             training=Training(
-                steps=2200, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995
+                steps=1800, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995
             )
         ),
         kd=KdStage(training=Training(steps=600, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.99)),
@@ -208,13 +218,13 @@ def _toy() -> Preset:
             heads=4,
             sample=8,
             norm_groups=16,
-            latent_channels=12,
+            latent_channels=16,
         ),
         text=TextSize(hidden=96, layers=2, heads=4, tokens=16),
-        vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=12, norm_groups=16),
+        vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=16),
         pool=24576,
         classifier=Training(steps=1200, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
-        autoencoder=Training(steps=1200, batch=64, optimiser=Optimiser(lr=1e-3, weight_decay=0.0)),
+        autoencoder=Training(steps=1500, batch=64, optimiser=_VAE_OPTIMISER),
         teacher=TeacherStage(
             training=Training(steps=4000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998)
         ),
@@ -289,14 +299,14 @@ def preset(name: str) -> Preset:
     return _PRESETS[name]()
 
 
-def shortened(full: Preset, steps: int) -> Preset:
+def shortened(full: Preset, steps: int, batch: int = 8) -> Preset:
     """The same preset with at most `steps` steps per stage: every stage runs, nothing is learned."""
 
     def cut(training: Training) -> Training:
         return dataclasses.replace(
             training,
             steps=min(steps, training.steps),
-            batch=min(8, training.batch),
+            batch=min(batch, training.batch),
             checkpoint_every=max(1, steps // 2),
         )
 
@@ -310,6 +320,21 @@ def shortened(full: Preset, steps: int) -> Preset:
         kd=dataclasses.replace(full.kd, training=cut(full.kd.training)),
         lcm=dataclasses.replace(full.lcm, training=cut(full.lcm.training)),
         sampling=dataclasses.replace(full.sampling, prompts=min(16, full.sampling.prompts), teacher_steps=3),
+    )
+
+
+def in_precision(full: Preset, precision: str) -> Preset:
+    """The same preset with the distillation stages in this precision.
+
+    Raises:
+        BadInputError: no such precision.
+    """
+    if precision not in ("no", "bf16", "fp16"):
+        raise BadInputError(f"--precision {precision}: no such precision; choose no, bf16 or fp16")
+    chosen = cast(Precision, precision)
+    kd, lcm = (dataclasses.replace(stage.training, precision=chosen) for stage in (full.kd, full.lcm))
+    return dataclasses.replace(
+        full, kd=dataclasses.replace(full.kd, training=kd), lcm=dataclasses.replace(full.lcm, training=lcm)
     )
 
 

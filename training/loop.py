@@ -85,14 +85,10 @@ def accelerator(training: Training) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # stages may differ in precision; the process group itself stays
-    try:
-        return Accelerator(
-            mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation
-        )
-    except ValueError as error:
-        raise BadInputError(
-            f"--precision {training.precision}: {error}; on this device use --precision no or bf16"
-        ) from error
+    acc = Accelerator(mixed_precision=training.precision, gradient_accumulation_steps=training.accumulation)
+    if training.precision == "fp16" and acc.device.type == "cpu":
+        raise BadInputError("--precision fp16: needs a GPU, found a CPU only; use --precision no or bf16")
+    return acc
 
 
 class _State:
@@ -296,6 +292,18 @@ def train(
     return Outcome(
         finished=finished, step=step, seconds_per_step=steady(times), seconds=time.monotonic() - clock
     )
+
+
+def rehearse(stage: Stage, steps: int, seed: int = 0) -> list[float]:
+    """Take a few real steps without files: no checkpoint, no log. Returns the seconds of each."""
+    state = _State(stage, accelerator(stage.training))
+    stage.module.train()
+    times = []
+    for step in range(steps):
+        began = time.monotonic()
+        _update(state, step, seed)
+        times.append(time.monotonic() - began)
+    return times
 
 
 def steady(times: list[float], skip: int = 3) -> float:

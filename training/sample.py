@@ -114,29 +114,39 @@ def contenders(run: Run) -> list[Contender]:
     return many + [Contender(stage, steps) for stage in few for steps in sampling.student_steps]
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What turns captions into conditioning and latents into pictures."""
+
+    autoencoder: Any
+    text_encoder: Any
+    tokenizer: Any
+
+
+def load_parts(run: Run) -> Parts:
+    """The run's own parts."""
+    return Parts(runs.load_vae(run), runs.load_text_encoder(run), runs.load_tokenizer(run))
+
+
 class Studio:
-    """A run's decoder, text encoder and tokenizer, loaded once, and one network at a time."""
+    """A decoder, text encoder and tokenizer, loaded once, and one network at a time."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, parts: Parts | None = None) -> None:
         self.run, self.preset = run, run.preset
-        self._vae, self._text, self._tokenizer = (
-            runs.load_vae(run),
-            runs.load_text_encoder(run),
-            runs.load_tokenizer(run),
-        )
+        self._parts = parts or load_parts(run)
 
-    def pictures(self, contender: Contender, captions: list[str], purpose: str) -> Any:
+    def pictures(self, contender: Contender, captions: list[str], purpose: str, unet: Any = None) -> Any:
         """Pictures [N, 3, H, W] of these captions.
 
         Noise depends on seed, purpose and position alone: every contender gets
         the same."""
-        unet = runs.load_unet(self.run, contender.stage)
+        unet = unet or runs.load_unet(self.run, contender.stage)
         batches = []
         with torch.no_grad():
             for index, rows in enumerate(_chunks(captions, self.preset.sampling.batch)):
                 generator = Draw(self.run.seed, purpose, index).torch()
                 latents = self._latents(unet, contender, rows, generator)
-                batches.append(vae.decode(self._vae, latents, self.preset.vae.patch))
+                batches.append(vae.decode(self._parts.autoencoder, latents, self.preset.vae.patch))
         return torch.cat(batches)
 
     def _latents(self, unet: Any, contender: Contender, captions: list[str], generator: Any) -> Any:
@@ -144,12 +154,14 @@ class Studio:
         noise = torch.randn(
             (len(captions), size.latent_channels, size.sample, size.sample), generator=generator
         )
-        condition = text.encode(self._text, text.tokenize(self._tokenizer, captions))
+        condition = text.encode(self._parts.text_encoder, text.tokenize(self._parts.tokenizer, captions))
         if contender.stage.startswith("lcm"):
             scheduler = lcm_scheduler(preset.schedule)
             w = preset.sampling.guidance - 1
             return sample_few(unet, scheduler, noise, condition, contender.steps, w, generator)
-        empty = text.encode(self._text, text.tokenize(self._tokenizer, [""])).expand_as(condition)
+        empty = text.encode(self._parts.text_encoder, text.tokenize(self._parts.tokenizer, [""])).expand_as(
+            condition
+        )
         scheduler = ddim_scheduler(preset.schedule)
         return sample_guided(
             unet, scheduler, noise, (condition, empty), contender.steps, preset.sampling.guidance

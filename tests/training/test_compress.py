@@ -1,4 +1,4 @@
-"""Block removal: every key and shape of the three variants, the published parameter counts, and the copied values."""
+"""Block removal: every key and shape of three variants, published parameter counts, copied values."""
 
 from __future__ import annotations
 
@@ -36,10 +36,22 @@ def test_each_weight_of_a_variant_has_a_source_of_its_shape_in_sd_v1(
 
 
 def test_tiny_takes_its_up_blocks_from_one_block_further_and_skips_the_middle_pair() -> None:
-    assert compress.teacher_key("up_blocks.0.resnets.1.conv1.weight", "tiny") == "up_blocks.1.resnets.2.conv1.weight"
-    assert compress.teacher_key("up_blocks.2.attentions.0.norm.bias", "tiny") == "up_blocks.3.attentions.0.norm.bias"
-    assert compress.teacher_key("up_blocks.1.upsamplers.0.conv.bias", "base") == "up_blocks.1.upsamplers.0.conv.bias"
-    assert compress.teacher_key("down_blocks.1.resnets.0.conv1.bias", "tiny") == "down_blocks.1.resnets.0.conv1.bias"
+    assert (
+        compress.teacher_key("up_blocks.0.resnets.1.conv1.weight", "tiny")
+        == "up_blocks.1.resnets.2.conv1.weight"
+    )
+    assert (
+        compress.teacher_key("up_blocks.2.attentions.0.norm.bias", "tiny")
+        == "up_blocks.3.attentions.0.norm.bias"
+    )
+    assert (
+        compress.teacher_key("up_blocks.1.upsamplers.0.conv.bias", "base")
+        == "up_blocks.1.upsamplers.0.conv.bias"
+    )
+    assert (
+        compress.teacher_key("down_blocks.1.resnets.0.conv1.bias", "tiny")
+        == "down_blocks.1.resnets.0.conv1.bias"
+    )
 
 
 def test_a_compressed_student_holds_the_teachers_values() -> None:
@@ -58,7 +70,8 @@ def test_feature_pairs_have_equal_shapes(variant: Variant) -> None:
     student = compress.compress(teacher, variant)
     pairs = compress.feature_pairs(variant)
     seen = [
-        Features(network, tuple(pair[side] for pair in pairs)) for side, network in enumerate((teacher, student))
+        Features(network, tuple(pair[side] for pair in pairs))
+        for side, network in enumerate((teacher, student))
     ]
     for network in (teacher, student):
         network(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 3, 8))
@@ -68,7 +81,7 @@ def test_feature_pairs_have_equal_shapes(variant: Variant) -> None:
 
 def test_a_teacher_of_another_architecture_is_refused() -> None:
     config = networks.unet_config(TINY) | {"layers_per_block": 1}
-    with pytest.raises(BadInputError, match="layers_per_block 1.*give a teacher of SD v1's architecture"):
+    with pytest.raises(BadInputError, match=r"layers_per_block 1.*give a teacher of SD v1's architecture"):
         compress.student_config(config, "base")
 
 
@@ -78,5 +91,7 @@ def test_weights_that_do_not_fit_are_counted_and_named() -> None:
     state = teacher.state_dict()
     del state["conv_in.bias"]
     state["conv_out.bias"] = torch.zeros(5)
-    with pytest.raises(BadInputError, match=r"unet: 2 of \d+ weights cannot start a base student \(conv_in.bias"):
+    with pytest.raises(
+        BadInputError, match=r"unet: 2 of \d+ weights cannot start a base student \(conv_in.bias"
+    ):
         compress.inherit(student.state_dict(), state, "base", "unet")

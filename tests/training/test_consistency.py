@@ -46,7 +46,9 @@ def stage() -> ConsistencyDistillation:
     settings = LcmStage(training=Training(steps=1, batch=1, optimiser=Optimiser(lr=0.1)), w_range=(2.0, 2.0))
     trio = (Scale(0.5), Scale(0.25), Rows())
     scheduler = networks.noise_schedule(Schedule())
-    return ConsistencyDistillation(settings, Schedule(), trio, scheduler, Fixed(), torch.zeros((1, 1), dtype=torch.long))
+    return ConsistencyDistillation(
+        settings, Schedule(), trio, scheduler, Fixed(), torch.zeros((1, 1), dtype=torch.long)
+    )
 
 
 def test_the_lcm_loss_equals_the_algorithm_written_out() -> None:

@@ -1,4 +1,4 @@
-"""KD and LCM arithmetic against numbers worked out by hand, and against diffusers where it has the same thing."""
+"""KD and LCM arithmetic against numbers worked out by hand, and against diffusers where it has them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_the_guidance_input_changes_nothing_at_first() -> None:
     z, t, condition = torch.randn(2, 4, 8, 8), torch.tensor([19, 999]), torch.randn(2, 3, 8)
     rows = lcm.guidance_embedding(torch.tensor([1.0, 5.0]), 16)
     with torch.no_grad():
-        assert torch.equal(network(z, t, condition, timestep_cond=rows).sample, student(z, t, condition).sample)
+        assert torch.equal(
+            network(z, t, condition, timestep_cond=rows).sample, student(z, t, condition).sample
+        )
 
 
 def test_a_network_that_has_a_guidance_input_already_is_refused() -> None:

@@ -1,0 +1,57 @@
+"""Every stage of every world runs for a few steps, from an empty folder to contact sheets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from npusim.errors import BadInputError
+from npusim.training import checkpoints
+from npusim.training.cli import app
+
+
+def _npusim(*words: str) -> str:
+    result = CliRunner().invoke(app, [*words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("preset", ["toy-small", "toy"])
+def test_every_stage_runs_from_an_empty_folder_to_contact_sheets(preset: str, tmp_path: Path) -> None:
+    words = ("all", "--preset", preset, "--out", str(tmp_path / "run"), "--steps", "2", "--threads", "1")
+    _npusim(*words)
+    results = checkpoints.read_json(tmp_path / "run" / "evaluation" / "results.json")["sets"]
+    assert set(results) == ({"seen"} if preset == "toy-small" else {"seen", "held-out"})
+    names = {"teacher-3", "bk-init-3", "kd-3", "lcm-4", "lcm-2", "lcm-1"}
+    for figures in results.values():
+        assert set(figures) == names | {"ceiling (renders)", "floor (shuffled captions)"}
+    assert {p.stem for p in (tmp_path / "run" / "sheets").glob("*.png")} == {
+        f"{preset}-{name}" for name in names
+    }
+    again = _npusim(*words)
+    assert again.count("already finished") == 6
+
+
+@pytest.mark.training
+def test_a_stage_before_its_time_names_the_one_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInputError, match="stage classifier is not finished, kd needs it; run: npusim train"
+    ):
+        _npusim("kd", "--out", str(tmp_path), "--steps", "2")
+
+
+def test_the_command_line_is_importable_without_torch() -> None:
+    code = (
+        "import sys, npusim.training.cli; raise SystemExit(bool({'torch', 'diffusers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_precision_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="--precision int3: no such precision; choose no, bf16 or fp16"):
+        _npusim("kd", "--out", str(tmp_path), "--precision", "int3")
