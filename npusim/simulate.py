@@ -104,11 +104,10 @@ class _Dram:
         if self.active:
             rate = self._rate()
             wait = max(0, min(-(-t[0] // rate) for t in self.active.values()))
-            self.env.process(self._wake(wait, self.version))
+            self.env.timeout(wait, self.version).callbacks.append(self._wake)
 
-    def _wake(self, wait: int, version: int) -> Generator[Any, Any, None]:
-        yield self.env.timeout(wait)
-        if version != self.version:
+    def _wake(self, event: simpy.Event) -> None:
+        if event.value != self.version:
             return
         self._advance()
         for command in [c for c, t in self.active.items() if t[0] <= 0]:

@@ -48,6 +48,16 @@ def largest_pieces(problem: Problem, options: Iterable[Option]) -> Option:
     return fitting[-1] if fitting else found[0]
 
 
+def all_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
+    """`piece_options`, computed once for layers of equal structure."""
+    key = ("pieces", layer_key(problem, layer, resident))
+    found = problem.memo.get(key)
+    if found is None:
+        found = problem.memo[key] = piece_options(problem, layer, resident)
+    assert isinstance(found, list)
+    return found
+
+
 def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
     """Undominated ways to cut a layer when `resident` tensors are in SRAM anyway."""
     coster = _Coster(problem, layer, resident)

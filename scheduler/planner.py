@@ -17,7 +17,7 @@ from npusim.plan import LayerPlan, ModelRef, Options, Plan, SegmentPlan, Slots, 
 from npusim.program import Program
 from npusim.scheduler.allocate import Lifetime, allocate
 from npusim.scheduler.layouts import choose_layouts, choose_units
-from npusim.scheduler.pieces import Option, largest_pieces, layer_key, piece_options, undominated
+from npusim.scheduler.pieces import Option, all_options, largest_pieces, layer_key, undominated
 from npusim.scheduler.problem import Infeasible, Policy, Problem
 from npusim.scheduler.residency import Span, Unit, choose_resident, spans
 from npusim.scheduler.tiles import (
@@ -118,21 +118,18 @@ def _units(problem: Problem, segments: Sequence[Segment], request: Request) -> l
         if layer.name in ends:
             units.append(_segment_unit(problem, ends[layer.name], request, memo))
         elif layer.name not in inside:
-            units.append(_layer_unit(problem, layer, request, memo))
+            units.append(_layer_unit(problem, layer, request))
     return units
 
 
-def _layer_unit(problem: Problem, layer: Layer, request: Request, memo: dict[object, list[Option]]) -> Unit:
+def _layer_unit(problem: Problem, layer: Layer, request: Request) -> Unit:
     """A layer on its own. Without tiling, one whose activations exceed the SRAM streams in pieces as large as the SRAM allows."""
     activations = {*layer.reads(), layer.output} - {t.name for t in problem.graph.of_kind("weight")}
     streams = sum(problem.tensor_bytes(t) for t in activations) > problem.npu.sram.sram_bytes
 
     def options(resident: frozenset[str]) -> Sequence[Option]:
-        key = (streams, *layer_key(problem, layer, resident))
-        if key not in memo:
-            found = piece_options(problem, layer, resident)
-            memo[key] = [largest_pieces(problem, found)] if request.tiles == "none" and streams else found
-        return memo[key]
+        found = all_options(problem, layer, resident)
+        return [largest_pieces(problem, found)] if request.tiles == "none" and streams else found
 
     return Unit(name=layer.name, layers=(layer.name,), tensors=frozenset((*layer.reads(), layer.output)), options=options)
 

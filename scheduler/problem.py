@@ -41,6 +41,11 @@ class Problem:
         return {name: size(name) for name in self.graph.tensors}
 
     @cached_property
+    def memo(self) -> dict[object, object]:
+        """Results that equal structures share, for as long as this problem is being planned."""
+        return {}
+
+    @cached_property
     def in_place(self) -> Mapping[str, str]:
         """Output -> the operand whose SRAM place it may take: same storage, and dead once the layer has run.
 

@@ -22,9 +22,12 @@ from npusim.simulate import simulate
 __all__ = ["Found", "Request", "search_plan"]
 
 #: Tilings whose closed-form time is within this factor of the best are simulated.
-KEEP = 1.3
+KEEP = 1.15
 #: And at least this many of the best, so that the curve shows both sides of the optimum.
-KEEP_AT_LEAST = 5
+KEEP_AT_LEAST = 3
+
+#: Most tilings that are simulated for one structure.
+MOST = 6
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -119,10 +122,6 @@ class _Tuner:
                 at = (point.tile_count, option.tile.depth)
                 found[at] = min(found.get(at, point), point, key=lambda m: m.score)
         return sorted(found.values(), key=lambda m: (m.tile_count, m.tiling.depth))
-
-
-#: Most tilings that are simulated for one structure.
-MOST = 12
 
 
 def _curves(problem: Problem, tuner: _Tuner, plan: Plan) -> dict[str, Curve]:

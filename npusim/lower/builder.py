@@ -29,7 +29,7 @@ from npusim.program import (
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Record:
     """One written box: who wrote it, who read it since."""
 
@@ -205,16 +205,12 @@ class ProgramBuilder:
         state = self._states[box.buffer]
         low, high = _corners(box)
         deps.update(state.pending)
-        kept = []
-        for record in state.records:
-            if not _overlap(record, low, high):
-                kept.append(record)
-                continue
+        met = [r for r in state.records if _overlap(r, low, high)]
+        for record in met:
             deps.update(record.readers or (record.writer,))
-            if not _inside(record, low, high):
-                kept.append(record)
-        kept.append(_Record(low, high, index))
-        state.records = kept
+            if _inside(record, low, high):
+                state.records.remove(record)
+        state.records.append(_Record(low, high, index))
 
     def _outstanding(self, buffer: int) -> set[int]:
         state = self._states[buffer]
