@@ -64,7 +64,9 @@ def load_graph(
     path = Path(model)
     if path.exists() or path.suffix == ".onnx":
         return to_layers(read_onnx(path, name=name, shapes=shapes, dims=dims))
-    return to_layers(read_onnx(zoo.graph_bytes(str(model)), name=name or str(model), shapes=shapes, dims=dims))
+    return to_layers(
+        read_onnx(zoo.graph_bytes(str(model)), name=name or str(model), shapes=shapes, dims=dims)
+    )
 
 
 def profile(
@@ -89,7 +91,9 @@ def profile(
     """
     graph = model if isinstance(model, Graph) else load_graph(model, shapes=shapes, dims=dims)
     described = npu if isinstance(npu, Npu) else load_npu(npu)
-    request = Request(tiles=str(tiles), segments=segments, precision=precision, policy=policy, pins=pins or {})
+    request = Request(
+        tiles=str(tiles), segments=segments, precision=precision, policy=policy, pins=pins or {}
+    )
     found = search_plan(graph, described, request)
     if isinstance(found, Infeasible):
         return found
@@ -98,4 +102,6 @@ def profile(
     bounds = {"dram_bound_bytes": found.bounds.dram_bytes, "lower_bound_ps": found.bounds.makespan_ps}
     summary = summarize(graph, found.plan, found.program, traces, work, bounds=bounds, curves=found.curves)
     summary["bound_by"] = found.bounds.binding
-    return Profile(graph=graph, plan=found.plan, program=found.program, traces=traces, work=work, summary=summary)
+    return Profile(
+        graph=graph, plan=found.plan, program=found.program, traces=traces, work=work, summary=summary
+    )

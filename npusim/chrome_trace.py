@@ -17,7 +17,11 @@ _PID = 1
 def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> str:
     """JSON text: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
     events = [*_names(program, name), *_slices(graph, program, trace), *_counters(program, trace)]
-    return '{"displayTimeUnit":"ms","traceEvents":[\n' + ",\n".join(json.dumps(e, separators=(",", ":")) for e in events) + "\n]}\n"
+    return (
+        '{"displayTimeUnit":"ms","traceEvents":[\n'
+        + ",\n".join(json.dumps(e, separators=(",", ":")) for e in events)
+        + "\n]}\n"
+    )
 
 
 def lane_of(program: Program) -> list[list[int]]:
@@ -29,7 +33,13 @@ def _names(program: Program, name: str) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": name}}
     for number, lane in enumerate(program.lanes):
         yield {"ph": "M", "pid": _PID, "tid": number, "name": "thread_name", "args": {"name": lane}}
-        yield {"ph": "M", "pid": _PID, "tid": number, "name": "thread_sort_index", "args": {"sort_index": number}}
+        yield {
+            "ph": "M",
+            "pid": _PID,
+            "tid": number,
+            "name": "thread_sort_index",
+            "args": {"sort_index": number},
+        }
 
 
 def _slices(graph: Graph, program: Program, trace: Trace) -> Iterator[dict[str, Any]]:
@@ -55,4 +65,10 @@ def _counters(program: Program, trace: Trace) -> Iterator[dict[str, Any]]:
     for time, value in zip(times.tolist(), size.tolist(), strict=True):
         yield {"ph": "C", "pid": _PID, "name": "SRAM bytes", "ts": time / PS_PER_US, "args": {"bytes": value}}
     for time, value in trace.bandwidth.tolist():
-        yield {"ph": "C", "pid": _PID, "name": "DRAM bytes/s", "ts": time / PS_PER_US, "args": {"bytes_per_s": value}}
+        yield {
+            "ph": "C",
+            "pid": _PID,
+            "name": "DRAM bytes/s",
+            "ts": time / PS_PER_US,
+            "args": {"bytes_per_s": value},
+        }

@@ -60,9 +60,11 @@ def _parse_tiles(text: str) -> tuple[str, dict[str, int]]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, count = part.rpartition("=")
         number = count if equals else part
-        if equals or part not in ("none", "sram", "auto"):
-            if not number.isdigit() or not 0 < int(number) < 10**7:
-                raise BadInputError(f"--tiles is '{part}'; allowed are none, sram, auto, a count from 1, or SEGMENT=count")
+        counted = bool(equals) or part not in ("none", "sram", "auto")
+        if counted and not (number.isdigit() and 0 < int(number) < 10**7):
+            raise BadInputError(
+                f"--tiles is '{part}'; allowed are none, sram, auto, a count from 1, or SEGMENT=count"
+            )
         if equals:
             pins[name] = int(number)
         else:
@@ -77,13 +79,17 @@ def _parse_sizes(items: list[str], option: str) -> dict[str, list[int]]:
         sizes = text.split("x")
         if not equals or not name or not all(s.isdigit() and int(s) > 0 for s in sizes):
             example = "sample=1x4x64x64" if option == "--shape" else "batch=2"
-            raise BadInputError(f"{option} is '{item}'; it takes NAME=SIZES with sizes from 1, e.g. {option} {example}")
+            raise BadInputError(
+                f"{option} is '{item}'; it takes NAME=SIZES with sizes from 1, e.g. {option} {example}"
+            )
         found[name] = [int(s) for s in sizes]
     return found
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
     if version:
         import npusim
 
@@ -93,15 +99,25 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Argument(help="An ONNX file, or the name of a zoo network (npusim models list).")],
-    tiles: Annotated[str, typer.Option(help="none, sram (the paper's rule), auto, or a count; SEGMENT=N pins one.")] = "auto",
-    segments: Annotated[str, typer.Option(help="Kinds of layers joined tile by tile: none, attention, all.")] = "all",
+    model: Annotated[
+        str, typer.Argument(help="An ONNX file, or the name of a zoo network (npusim models list).")
+    ],
+    tiles: Annotated[
+        str, typer.Option(help="none, sram (the paper's rule), auto, or a count; SEGMENT=N pins one.")
+    ] = "auto",
+    segments: Annotated[
+        str, typer.Option(help="Kinds of layers joined tile by tile: none, attention, all.")
+    ] = "all",
     precision: Annotated[str, typer.Option(help=f"One of {', '.join(_PRECISIONS)}.")] = "w8a16",
     npu: Annotated[str, typer.Option(help="A preset (npusim npu list) or a TOML file.")] = "exynos2400",
-    policy: Annotated[str, typer.Option(help="decoupled: one in-order queue per engine; serial: one step at a time.")] = "decoupled",
+    policy: Annotated[
+        str, typer.Option(help="decoupled: one in-order queue per engine; serial: one step at a time.")
+    ] = "decoupled",
     shape: Annotated[Optional[list[str]], typer.Option(help="Size of an input: NAME=1x4x64x64.")] = None,  # noqa: UP045 (typer)
     dim: Annotated[Optional[list[str]], typer.Option(help="Size of a symbolic dimension: NAME=2.")] = None,  # noqa: UP045 (typer)
-    out: Annotated[Optional[Path], typer.Option(help="Run directory (default ./npusim-runs/<model>).")] = None,  # noqa: UP045 (typer)
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory (default ./npusim-runs/<model>).")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the screen.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the run was written.")] = False,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
@@ -163,7 +179,9 @@ def npu_show(npu: Annotated[str, typer.Argument(help="A preset or a TOML file.")
 
 
 @npu_app.command("fit")
-def npu_fit(targets: Annotated[Path, typer.Argument(help="TOML: parameters, runs and measured figures.")]) -> None:
+def npu_fit(
+    targets: Annotated[Path, typer.Argument(help="TOML: parameters, runs and measured figures.")],
+) -> None:
     """Fit numbers of a hardware description to measurements; print numbers, residuals and how far each is determined."""
     from npusim.fit import fit, load_targets
     from npusim.screen_fit import print_fit

@@ -44,7 +44,11 @@ def product_steps(engine: TensorEngine, engines: int, batch: Any, m: Any, n: Any
 
     Source: our assumption of an output-stationary `rows x cols` array that reduces `depth` terms per step.
     """
-    rows, cols, depth = ceil_div(m, engine.array_rows), ceil_div(n, engine.array_cols), ceil_div(k, engine.array_depth)
+    rows, cols, depth = (
+        ceil_div(m, engine.array_rows),
+        ceil_div(n, engine.array_cols),
+        ceil_div(k, engine.array_depth),
+    )
     by_batch = ceil_div(batch, engines) * rows * cols
     by_rows = batch * ceil_div(rows, engines) * cols
     by_cols = batch * rows * ceil_div(cols, engines)
@@ -53,7 +57,9 @@ def product_steps(engine: TensorEngine, engines: int, batch: Any, m: Any, n: Any
     return np.minimum(np.minimum(by_batch, by_rows), by_cols) * depth
 
 
-def product_ps(npu: Npu, engine: TensorEngine, engines: int, extents: Sequence[Any], pair: str, *, activations: bool) -> Any:
+def product_ps(
+    npu: Npu, engine: TensorEngine, engines: int, extents: Sequence[Any], pair: str, *, activations: bool
+) -> Any:
     """Picoseconds of products on a gang of `engines` engines; `extents` is (batch, m, n, k).
 
     Raises:
@@ -139,24 +145,39 @@ def compute_ps(program: Program, npu: Npu) -> Ints:
     for index, gang in enumerate(program.gangs):
         mine = commands.gang == index
         if gang.kind == "tensor":
-            _fill_products(result, program, npu, units[gang.unit], len(gang.engines), mine & (commands.opcode == PRODUCT))
+            _fill_products(
+                result, program, npu, units[gang.unit], len(gang.engines), mine & (commands.opcode == PRODUCT)
+            )
         elif gang.kind == "vector":
             chosen = mine & (commands.opcode == VECTOR)
             rates = np.asarray([lane_operations(npu, f) for f in program.functions] or [0.0])
-            result[chosen] = vector_ps(npu, len(gang.engines), commands.m[chosen], rates[commands.function[chosen]])
+            result[chosen] = vector_ps(
+                npu, len(gang.engines), commands.m[chosen], rates[commands.function[chosen]]
+            )
     return result
 
 
 def _fill_products(
-    result: Ints, program: Program, npu: Npu, engine: TensorEngine, engines: int, chosen: npt.NDArray[np.bool_]
+    result: Ints,
+    program: Program,
+    npu: Npu,
+    engine: TensorEngine,
+    engines: int,
+    chosen: npt.NDArray[np.bool_],
 ) -> None:
     commands = program.commands
     for pair in np.unique(commands.pair[chosen]):
         for activations in (False, True):
-            rows = chosen & (commands.pair == pair) & (((commands.flags & FLAG_ACTIVATIONS) > 0) == activations)
+            rows = (
+                chosen & (commands.pair == pair) & (((commands.flags & FLAG_ACTIVATIONS) > 0) == activations)
+            )
             if rows.any():
-                extents = tuple(column[rows] for column in (commands.batch, commands.m, commands.n, commands.k))
-                result[rows] = product_ps(npu, engine, engines, extents, PAIRS[int(pair)], activations=activations)
+                extents = tuple(
+                    column[rows] for column in (commands.batch, commands.m, commands.n, commands.k)
+                )
+                result[rows] = product_ps(
+                    npu, engine, engines, extents, PAIRS[int(pair)], activations=activations
+                )
 
 
 def dram_traffic(program: Program) -> tuple[Ints, Ints]:

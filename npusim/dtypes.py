@@ -54,4 +54,6 @@ PRECISIONS = {
 }
 
 #: Every operand pair that any precision can ask a tensor engine to multiply, in a fixed order (the index is stored).
-PAIRS = tuple(sorted({p.weight_pair for p in PRECISIONS.values()} | {p.activation_pair for p in PRECISIONS.values()}))
+PAIRS = tuple(
+    sorted({p.weight_pair for p in PRECISIONS.values()} | {p.activation_pair for p in PRECISIONS.values()})
+)

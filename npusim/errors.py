@@ -31,7 +31,9 @@ class MissingExtraError(NpusimError):
     """An optional dependency is needed: names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs the package '{package}', which is not installed; run: pip install 'npusim[{extra}]'")
+        super().__init__(
+            f"this needs the package '{package}', which is not installed; run: pip install 'npusim[{extra}]'"
+        )
 
 
 class CheckFailedError(NpusimError):

@@ -116,7 +116,9 @@ def load_targets(path: Path) -> Targets:
         raise HardwareError(f"{path}: cannot be read as TOML ({error}); see docs/hardware.md") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise HardwareError(f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}; see docs/hardware.md") from error
+        raise HardwareError(
+            f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}; see docs/hardware.md"
+        ) from error
 
 
 def fit(targets: Targets, *, rounds: int = 6) -> FitResult:
@@ -130,7 +132,9 @@ def fit(targets: Targets, *, rounds: int = 6) -> FitResult:
     npu = load_npu(targets.npu)
     low = np.asarray([p.low for p in targets.parameter])
     high = np.asarray([p.high for p in targets.parameter])
-    position = np.clip(np.asarray([_value(npu, p.path) for p in targets.parameter]), low * 1.0001, high * 0.9999)
+    position = np.clip(
+        np.asarray([_value(npu, p.path) for p in targets.parameter]), low * 1.0001, high * 0.9999
+    )
     best: tuple[float, Floats, dict[str, api.Profile]] | None = None
     for _ in range(rounds):
         profiles = _profiles(targets, _moved(npu, targets, position))
@@ -175,7 +179,9 @@ def _profiles(targets: Targets, npu: Npu) -> dict[str, api.Profile]:
     made: dict[str, api.Profile] = {}
     graphs = {name: api.load_graph(name) for name in {r.model for r in targets.run}}
     for run in targets.run:
-        found = api.profile(graphs[run.model], tiles=run.tiles, policy=run.policy, precision=run.precision, npu=npu)
+        found = api.profile(
+            graphs[run.model], tiles=run.tiles, policy=run.policy, precision=run.precision, npu=npu
+        )
         if isinstance(found, Infeasible):
             raise HardwareError(f"run '{run.name}': {found.sentence()}")
         made[run.name] = found
@@ -190,7 +196,9 @@ def modelled_figures(targets: Targets, profiles: Mapping[str, api.Profile], npu:
         trace = simulate(made.program, npu, made.trace.policy, work=Work(made.program, npu))  # type: ignore[arg-type]
         latency[name] = ps_to_ms(trace.makespan_ps)
         blocks[name] = attention_blocks(made.graph, made.program, trace)
-    return [t.times * latency[t.run] if t.figure == "latency_ms" else _share(t, blocks) for t in targets.target]
+    return [
+        t.times * latency[t.run] if t.figure == "latency_ms" else _share(t, blocks) for t in targets.target
+    ]
 
 
 def _share(target: Target, blocks: Mapping[str, list[dict[str, Any]]]) -> float:
@@ -205,11 +213,18 @@ def _block(target: Target, blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _pulls(targets: Targets, profiles: Mapping[str, api.Profile], npu: Npu) -> Floats:
     figures = modelled_figures(targets, profiles, npu)
-    return np.asarray([(f - t.value) / t.tolerance for f, t in zip(figures, targets.target, strict=True) if t.fitted])
+    return np.asarray(
+        [(f - t.value) / t.tolerance for f, t in zip(figures, targets.target, strict=True) if t.fitted]
+    )
 
 
 def _result(
-    targets: Targets, npu: Npu, position: Floats, profiles: Mapping[str, api.Profile], low: Floats, high: Floats
+    targets: Targets,
+    npu: Npu,
+    position: Floats,
+    profiles: Mapping[str, api.Profile],
+    low: Floats,
+    high: Floats,
 ) -> FitResult:
     figures = modelled_figures(targets, profiles, _moved(npu, targets, position))
     columns = []

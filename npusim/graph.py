@@ -117,11 +117,13 @@ class Epilogue:
         function: a key of the hardware's vector function table.
         operand: index of the layer operand that it also reads, or -1.
         value: a constant factor (function `scale`: folded into requantization).
+        parameters: named constants of the function (`alpha`, `min`, `approximate` ...).
     """
 
     function: str
     operand: int = -1
     value: float = 1.0
+    parameters: tuple[tuple[str, float | str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,9 @@ class TensorEngine(_Section):
     def _array_is_the_peak(self) -> TensorEngine:
         product = self.array_rows * self.array_cols * self.array_depth
         if product != self.macs_per_cycle:
-            raise ValueError(f"array_rows x array_cols x array_depth is {product}, macs_per_cycle says {self.macs_per_cycle}")
+            raise ValueError(
+                f"array_rows x array_cols x array_depth is {product}, macs_per_cycle says {self.macs_per_cycle}"
+            )
         return self
 
 
@@ -165,7 +167,13 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, float]]:
 def preset_names() -> tuple[str, ...]:
     """Names of the shipped hardware descriptions, sorted."""
     folder = resources.files("npusim.presets")
-    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml") and not f.name.endswith(".targets.toml")))
+    return tuple(
+        sorted(
+            f.name.removesuffix(".toml")
+            for f in folder.iterdir()
+            if f.name.endswith(".toml") and not f.name.endswith(".targets.toml")
+        )
+    )
 
 
 def load_npu(name_or_path: str | Path) -> Npu:
@@ -211,8 +219,14 @@ def npu_from_dict(data: Mapping[str, Any], *, where: str) -> Npu:
         path = ".".join(str(p) for p in first["loc"]) or "the description"
         found = first["input"]
         shown = f", found {found!r}" if isinstance(found, int | float | str | bool) else ""
-        problem = "is not a key of the format" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise HardwareError(f"{where}: {path}: {problem}{shown}; see docs/hardware.md for the format") from error
+        problem = (
+            "is not a key of the format"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
+        raise HardwareError(
+            f"{where}: {path}: {problem}{shown}; see docs/hardware.md for the format"
+        ) from error
 
 
 def with_values(npu: Npu, changes: Mapping[str, float]) -> Npu:
@@ -228,6 +242,8 @@ def with_values(npu: Npu, changes: Mapping[str, float]) -> Npu:
         for name in tables:
             table = table.get(name) if isinstance(table, dict) else None
         if not isinstance(table, dict) or key not in table:
-            raise HardwareError(f"{npu.name}: '{path}' names no number of the hardware description; see 'npusim npu show {npu.name}'")
+            raise HardwareError(
+                f"{npu.name}: '{path}' names no number of the hardware description; see 'npusim npu show {npu.name}'"
+            )
         table[key] = type(table[key])(value) if isinstance(table[key], int) else value
     return npu_from_dict(data, where=npu.name)

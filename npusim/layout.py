@@ -57,10 +57,14 @@ def box_bytes_and_runs(tensor: Ints, box: Ints, layout: Ints, element_bytes: Int
 
     Source: our own definition; the paper's Table 6 shows Q and K (padded rows) at the rate of S, V and A (80-byte runs) slower.
     """
-    return _where_blocked(_plain(tensor, box, element_bytes), _blocked(tensor, box, layout, element_bytes), layout[:, 0] > 0)
+    return _where_blocked(
+        _plain(tensor, box, element_bytes), _blocked(tensor, box, layout, element_bytes), layout[:, 0] > 0
+    )
 
 
-def _where_blocked(plain: tuple[Ints, Ints], blocked: tuple[Ints, Ints], mask: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+def _where_blocked(
+    plain: tuple[Ints, Ints], blocked: tuple[Ints, Ints], mask: npt.NDArray[np.bool_]
+) -> tuple[Ints, Ints]:
     return np.where(mask, blocked[0], plain[0]), np.where(mask, blocked[1], plain[1])
 
 
@@ -69,7 +73,11 @@ def _plain(tensor: Ints, box: Ints, element_bytes: Ints) -> tuple[Ints, Ints]:
     whole_cols = box[:, 3] == tensor[:, 3]
     whole_rows = whole_cols & (box[:, 2] == tensor[:, 2])
     whole_heads = whole_rows & (box[:, 1] == tensor[:, 1])
-    runs = np.where(whole_cols, 1, box[:, 2]) * np.where(whole_rows, 1, box[:, 1]) * np.where(whole_heads, 1, box[:, 0])
+    runs = (
+        np.where(whole_cols, 1, box[:, 2])
+        * np.where(whole_rows, 1, box[:, 1])
+        * np.where(whole_heads, 1, box[:, 0])
+    )
     return size, runs
 
 

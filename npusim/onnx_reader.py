@@ -118,7 +118,9 @@ def _load_bytes(source: Path | bytes, where: str) -> bytes:
         data = source
     else:
         if not source.exists():
-            raise ModelError(f"{where}: no such file; give the path of an .onnx file or a name from 'npusim models list'")
+            raise ModelError(
+                f"{where}: no such file; give the path of an .onnx file or a name from 'npusim models list'"
+            )
         if source.is_dir():
             raise ModelError(f"{where}: is a folder; give the path of an .onnx file inside it")
         try:
@@ -141,7 +143,9 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{where}: holds no graph (no nodes, no outputs); is it really an ONNX model?")
     if not proto.opset_import:
-        raise ModelError(f"{where}: does not say which operator set it uses (opset_import is empty); export it again")
+        raise ModelError(
+            f"{where}: does not say which operator set it uses (opset_import is empty); export it again"
+        )
     return proto
 
 
@@ -153,12 +157,16 @@ def _bind_inputs(
     inputs = {i.name: i for i in proto.graph.input if i.name not in initializers}
     for given in shapes:
         if given not in inputs:
-            raise ModelError(f"{where}: --shape names '{given}', which is no input; inputs are: {', '.join(inputs) or 'none'}")
+            raise ModelError(
+                f"{where}: --shape names '{given}', which is no input; inputs are: {', '.join(inputs) or 'none'}"
+            )
     symbols = {d.dim_param for i in inputs.values() for d in i.type.tensor_type.shape.dim if d.dim_param}
     for given in dims:
         if given not in symbols:
             known = ", ".join(sorted(symbols)) or "none"
-            raise ModelError(f"{where}: --dim names '{given}', which is no symbolic dimension; there are: {known}")
+            raise ModelError(
+                f"{where}: --dim names '{given}', which is no symbolic dimension; there are: {known}"
+            )
     for value in inputs.values():
         _bind_one(value, shapes.get(value.name), dims, where)
     if symbols or shapes:
@@ -209,7 +217,9 @@ def _infer(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # onnx raises its own and protobuf's types
         first = str(error).strip().splitlines()[0][:200]
-        raise ModelError(f"{where}: shapes contradict each other ({first}); export the model again") from error
+        raise ModelError(
+            f"{where}: shapes contradict each other ({first}); export the model again"
+        ) from error
 
 
 def _to_model(proto: onnx.ModelProto, name: str, sha256: str, where: str) -> OnnxModel:
@@ -273,7 +283,9 @@ def _read_initializers(graph: Any, where: str) -> tuple[dict[str, Value], dict[s
     for init in graph.initializer:
         shape = tuple(init.dims)
         if any(d < 0 or d >= _MAX_DIM for d in shape):
-            raise ModelError(f"{where}: initializer '{init.name}' has shape {list(shape)}; sizes from 0 to {_MAX_DIM - 1} are allowed")
+            raise ModelError(
+                f"{where}: initializer '{init.name}' has shape {list(shape)}; sizes from 0 to {_MAX_DIM - 1} are allowed"
+            )
         values[init.name] = Value(shape=shape, dtype=_dtype_name(init.data_type))
         small = int(np.prod(shape, dtype=np.int64)) <= SMALL_ELEMENTS
         if small and init.data_location != onnx.TensorProto.EXTERNAL:
@@ -283,7 +295,7 @@ def _read_initializers(graph: Any, where: str) -> tuple[dict[str, Value], dict[s
 
 def _to_array(init: Any, where: str) -> Array:
     try:
-        return numpy_helper.to_array(init)
+        return np.asarray(numpy_helper.to_array(init))
     except Exception as error:  # wrong raw-data length, unknown type ...
         raise ModelError(
             f"{where}: the data of initializer '{init.name}' does not match its shape {list(init.dims)}; export the model again"
@@ -344,7 +356,9 @@ def _sorted_nodes(nodes: tuple[Node, ...], available: set[str], where: str) -> t
     for node in nodes:
         for output in filter(None, node.outputs):
             if output in producer or (output in available):
-                raise ModelError(f"{where}: value '{output}' is produced twice (again by node '{node.name}'); names must be unique")
+                raise ModelError(
+                    f"{where}: value '{output}' is produced twice (again by node '{node.name}'); names must be unique"
+                )
             producer[output] = node
     done, ordered, waiting = set(available), [], list(nodes)
     while waiting:
@@ -365,8 +379,12 @@ def _raise_unsortable(blocked: list[Node], producer: Mapping[str, Node], done: s
     for node in blocked:
         missing = [i for i in node.inputs if i not in done and i not in producer]
         if missing:
-            raise ModelError(f"{where}: node '{node.name}' reads '{missing[0]}', which nothing produces; export the model again")
-    raise ModelError(f"{where}: the graph has a cycle through node '{blocked[0].name}'; ONNX graphs must be acyclic")
+            raise ModelError(
+                f"{where}: node '{node.name}' reads '{missing[0]}', which nothing produces; export the model again"
+            )
+    raise ModelError(
+        f"{where}: the graph has a cycle through node '{blocked[0].name}'; ONNX graphs must be acyclic"
+    )
 
 
 def infer_node(node: Node, inputs: Sequence[Value], data: Mapping[str, Array], opset: int) -> list[Value]:
@@ -444,22 +462,41 @@ def _stored_data(init: Any, model: Path, where: str) -> StoredData:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(init.data_type)
         offset = int(fields.get("offset", 0))
     except (KeyError, ValueError) as error:
-        raise ModelError(f"{where}: the external data of '{init.name}' has an unknown type or offset; export the model again") from error
+        raise ModelError(
+            f"{where}: the external data of '{init.name}' has an unknown type or offset; export the model again"
+        ) from error
     if offset < 0 or any(d < 0 for d in shape):
-        raise ModelError(f"{where}: the external data of '{init.name}' has a negative offset or size; export the model again")
-    return StoredData(shape=shape, dtype=dtype.name, path=_beside(model, fields.get("location", ""), init.name, where), offset=offset)
+        raise ModelError(
+            f"{where}: the external data of '{init.name}' has a negative offset or size; export the model again"
+        )
+    return StoredData(
+        shape=shape,
+        dtype=dtype.name,
+        path=_beside(model, fields.get("location", ""), init.name, where),
+        offset=offset,
+    )
 
 
 def _beside(model: Path, location: str, name: str, where: str) -> Path:
     """The external data file, which must be an ordinary file inside the model's folder, reached without links."""
     parts = location.replace("\\", "/").split("/")
-    if not location or "\0" in location or location.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-        raise ModelError(f"{where}: the data of '{name}' lies at {location!r}; only files inside the model's folder are read")
+    if (
+        not location
+        or "\0" in location
+        or location.startswith(("/", "\\"))
+        or ".." in parts
+        or ":" in parts[0]
+    ):
+        raise ModelError(
+            f"{where}: the data of '{name}' lies at {location!r}; only files inside the model's folder are read"
+        )
     file = model.parent
     for part in parts:
         file = file / part
         if file.is_symlink():
-            raise ModelError(f"{where}: the data of '{name}' lies behind the link {part!r}; put the file itself beside the model")
+            raise ModelError(
+                f"{where}: the data of '{name}' lies behind the link {part!r}; put the file itself beside the model"
+            )
     if not file.is_file():
         raise ModelError(f"{where}: the weights file {location!r} is not there; put it beside the model")
     return file

@@ -58,7 +58,9 @@ OPS: Mapping[str, OpSpec] = {
     "matmul": OpSpec(engine="tensor", streams="product", why="two activations, one matrix per head"),
     "softmax": OpSpec(engine="vector", streams="rows", why="each row on its own"),
     "layer_norm": OpSpec(engine="vector", streams="rows", why="each row on its own"),
-    "group_norm": OpSpec(engine="vector", streams="norm", passes=2, why="statistics over all rows, then the normalization"),
+    "group_norm": OpSpec(
+        engine="vector", streams="norm", passes=2, why="statistics over all rows, then the normalization"
+    ),
     "elementwise": OpSpec(engine="vector", streams="rows", why="element by element"),
     "resize": OpSpec(engine="vector", streams="images", why="each output row reads one band of input rows"),
     "pool": OpSpec(engine="vector", streams="images", why="each output row reads one band of input rows"),
@@ -85,7 +87,9 @@ def product_of(graph: Graph, layer: Layer) -> Product | None:
         per_head = x[1] * layer.operands[0].cols // heads
         if layer.attributes["y_rows"] == "outputs":
             return Product(batch=out[0] * heads, m=out[2], n=out[3], k=per_head, activations=True)
-        return Product(batch=out[0] * heads, m=out[2], n=out[3] * out[1] // heads, k=per_head, activations=True)
+        return Product(
+            batch=out[0] * heads, m=out[2], n=out[3] * out[1] // heads, k=per_head, activations=True
+        )
     return None
 
 

@@ -144,7 +144,9 @@ def parse_plan(text: str, *, where: str) -> Plan:
         raise PlanError(f"{where}: holds a {type(data).__name__}, not a plan; profile the model again")
     version = data.get("schema_version")
     if version != PLAN_SCHEMA:
-        raise PlanError(f"{where}: has schema version {version!r}; this npusim reads {PLAN_SCHEMA}; install a matching npusim or profile again")
+        raise PlanError(
+            f"{where}: has schema version {version!r}; this npusim reads {PLAN_SCHEMA}; install a matching npusim or profile again"
+        )
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
@@ -162,7 +164,9 @@ def load_plan(path: Path) -> Plan:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot be read ({error}); give a run directory written by 'npusim profile'") from error
+        raise PlanError(
+            f"{path}: cannot be read ({error}); give a run directory written by 'npusim profile'"
+        ) from error
     return parse_plan(text, where=str(path))
 
 

@@ -143,7 +143,11 @@ class Program:
         for table in (self.buffers, self.commands, self.accesses):
             for column in fields(table):
                 digest.update(np.ascontiguousarray(getattr(table, column.name)).tobytes())
-        digest.update(self.tensors.shape.tobytes() + self.tensors.element_bytes.tobytes() + self.tensors.layout.tobytes())
+        digest.update(
+            self.tensors.shape.tobytes()
+            + self.tensors.element_bytes.tobytes()
+            + self.tensors.layout.tobytes()
+        )
         digest.update(repr((self.gangs, self.functions, self.tensors.kind, _plain(self.attributes))).encode())
         return digest.hexdigest()
 

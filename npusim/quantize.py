@@ -135,7 +135,9 @@ def require_finite(values: Any, what: str) -> None:
     """
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
-        raise BadInputError(f"{what}: {bad} of {np.size(values)} values are NaN or infinite; finite numbers are needed; check the export")
+        raise BadInputError(
+            f"{what}: {bad} of {np.size(values)} values are NaN or infinite; finite numbers are needed; check the export"
+        )
 
 
 def require_exact(depth: int, left: Array, right: Array, where: str) -> None:

@@ -21,7 +21,17 @@ from npusim.scheduler.problem import Infeasible
 TABLE6 = dict(
     zip(
         TABLE6_ROLES,
-        ((0.6, 0.6), (6.9, 7.2), (19.1, 0.0), (18.2, 0.0), (11.0, 11.6), (18.5, 0.0), (19.5, 0.8), (5.4, 5.7), (0.7, 0.7)),
+        (
+            (0.6, 0.6),
+            (6.9, 7.2),
+            (19.1, 0.0),
+            (18.2, 0.0),
+            (11.0, 11.6),
+            (18.5, 0.0),
+            (19.5, 0.8),
+            (5.4, 5.7),
+            (0.7, 0.7),
+        ),
         strict=True,
     )
 )
@@ -77,7 +87,9 @@ class EdgeFusion:
                 Row(label=label, published=TABLE6[role][i], ours=100 * block["rows"][role] / base)
                 for label, role in zip(TABLE6_LABELS, TABLE6_ROLES, strict=True)
             ]
-            total = Row(label="total", published=sum(r.published for r in rows), ours=sum(r.ours for r in rows))
+            total = Row(
+                label="total", published=sum(r.published for r in rows), ours=sum(r.ours for r in rows)
+            )
             columns.append([*rows, total])
         return columns[0], columns[1]
 
@@ -125,7 +137,12 @@ def print_edgefusion(console: Console, *, tables: Sequence[int]) -> None:
 
 
 def _print_table6(console: Console, without: Sequence[Row], tiled: Sequence[Row]) -> None:
-    table = Table(title="Table 6: one attention block, percent of its time without MLT", title_justify="left", box=None, padding=(0, 1))
+    table = Table(
+        title="Table 6: one attention block, percent of its time without MLT",
+        title_justify="left",
+        box=None,
+        padding=(0, 1),
+    )
     table.add_column("row")
     for name in ("paper without", "ours", "off by", "paper with", "ours", "off by"):
         table.add_column(name, justify="right")
@@ -135,8 +152,19 @@ def _print_table6(console: Console, without: Sequence[Row], tiled: Sequence[Row]
 
 
 def _print_table7(console: Console, rows: Sequence[Row]) -> None:
-    table = Table(title=f"Table 7: latency of {DENOISING_STEPS} denoising steps, ms", title_justify="left", box=None, padding=(0, 1))
-    for name, justify in (("row", "left"), ("paper", "right"), ("ours", "right"), ("off by", "right"), ("", "right")):
+    table = Table(
+        title=f"Table 7: latency of {DENOISING_STEPS} denoising steps, ms",
+        title_justify="left",
+        box=None,
+        padding=(0, 1),
+    )
+    for name, justify in (
+        ("row", "left"),
+        ("paper", "right"),
+        ("ours", "right"),
+        ("off by", "right"),
+        ("", "right"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(row.label, *_cells(row, 1), f"{row.deviation / row.published:+.1%}")

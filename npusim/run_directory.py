@@ -57,17 +57,26 @@ def write_run(profile: Profile, directory: Path) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     except OSError as error:
-        raise OutputError(f"{directory}: cannot be written ({error.strerror}); give another place with --out") from error
+        raise OutputError(
+            f"{directory}: cannot be written ({error.strerror}); give another place with --out"
+        ) from error
     try:
         (aside / PLAN).write_text(profile.plan.to_json(), "utf-8")
         (aside / SUMMARY).write_text(dump_json(profile.summary), "utf-8")
-        text = chrome_trace(profile.graph, profile.program, profile.trace, name=f"{profile.plan.model.name} on {profile.plan.npu.name}")
+        text = chrome_trace(
+            profile.graph,
+            profile.program,
+            profile.trace,
+            name=f"{profile.plan.model.name} on {profile.plan.npu.name}",
+        )
         (aside / TRACE).write_text(text, "utf-8")
         write_report(profile, aside / REPORT)
         aside.chmod(0o755)
         _swap(aside, directory)
     except OSError as error:
-        raise OutputError(f"{directory}: cannot be written ({error.strerror}); give another place with --out") from error
+        raise OutputError(
+            f"{directory}: cannot be written ({error.strerror}); give another place with --out"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -98,7 +107,9 @@ def load_summary(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise OutputError(f"{file}: is no summary of a run ({error}); give a run directory written by 'npusim profile'") from error
+        raise OutputError(
+            f"{file}: is no summary of a run ({error}); give a run directory written by 'npusim profile'"
+        ) from error
     if not isinstance(data, dict) or "schema_version" not in data:
         raise OutputError(f"{file}: is no summary of a run; give a run directory written by 'npusim profile'")
     return data

@@ -32,7 +32,10 @@ def _headline(console: Console, profile: Profile) -> None:
     peak = s["peak_sram_bytes"] / npu.sram.sram_bytes
     traffic = s["dram_read_bytes"] + s["dram_write_bytes"]
     achieved = s["macs"] / s["latency_ms"] / 1e9 if s["latency_ms"] else 0.0
-    console.print(f"[bold]{escape(s['model'])}[/] on {escape(npu.title)}, {s['precision']}, tiles {escape(s['tiles'])}", highlight=False)
+    console.print(
+        f"[bold]{escape(s['model'])}[/] on {escape(npu.title)}, {s['precision']}, tiles {escape(s['tiles'])}",
+        highlight=False,
+    )
     mark = {p: " (planned for)" if s["policy"] == p else "" for p in ("decoupled", "serial")}
     rows = [
         ("latency", f"[bold]{s['decoupled_latency_ms']:.2f} ms[/] decoupled{mark['decoupled']}, {s['serial_latency_ms']:.2f} ms serial{mark['serial']}"),
@@ -77,7 +80,12 @@ def layer_times_ms(profile: Profile) -> list[float]:
 def _layers_table(profile: Profile) -> Table:
     times = layer_times_ms(profile)
     dram = np.bincount(profile.program.commands.layer, weights=profile.work.dram_bytes, minlength=len(times))
-    table = Table(title=f"the {min(_TOP, len(times))} costliest layers, of {len(times)}", title_justify="left", box=None, padding=(0, 1))
+    table = Table(
+        title=f"the {min(_TOP, len(times))} costliest layers, of {len(times)}",
+        title_justify="left",
+        box=None,
+        padding=(0, 1),
+    )
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
     table.add_column("DRAM", justify="right")
@@ -86,18 +94,36 @@ def _layers_table(profile: Profile) -> Table:
     whole = sum(times) or 1.0
     for index in sorted(range(len(times)), key=lambda i: -times[i])[:_TOP]:
         layer = profile.graph.layers[index]
-        table.add_row(f"{times[index]:.2f}", f"{times[index] / whole:.1%}", format_bytes(float(dram[index])), layer.op, escape(layer.name))
+        table.add_row(
+            f"{times[index]:.2f}",
+            f"{times[index] / whole:.1%}",
+            format_bytes(float(dram[index])),
+            layer.op,
+            escape(layer.name),
+        )
     return table
 
 
 def _segments_table(summary: Mapping[str, Any]) -> Table:
     """Equal segments share a row."""
     table = Table(title="segments", title_justify="left", box=None, padding=(0, 1))
-    for name, justify in (("number", "right"), ("tiles each", "right"), ("ms each", "right"), ("DRAM each", "right"), ("SRAM", "right"), ("first", "left")):
+    for name, justify in (
+        ("number", "right"),
+        ("tiles each", "right"),
+        ("ms each", "right"),
+        ("DRAM each", "right"),
+        ("SRAM", "right"),
+        ("first", "left"),
+    ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for segment in summary["segments"]:
-        key = (segment["tile_count"], tuple(segment["tiles"].items()), segment["dram_bytes"], round(segment["latency_ms"], 2))
+        key = (
+            segment["tile_count"],
+            tuple(segment["tiles"].items()),
+            segment["dram_bytes"],
+            round(segment["latency_ms"], 2),
+        )
         groups.setdefault(key, []).append(segment)
     for (count, axes, size, latency), members in groups.items():
         tiles = f"{count} = " + " x ".join(f"{n} {axis}" for axis, n in axes)

@@ -21,7 +21,15 @@ def print_fit(result: FitResult) -> None:
         table.add_row(path, f"{value:.6g}", f"{strength[i]:.2f} tolerances", note)
     console.print(table)
     table = Table(title="targets", title_justify="left", box=None, padding=(0, 1))
-    for name, justify in (("run", "left"), ("figure", "left"), ("measured", "right"), ("model", "right"), ("residual", "right"), ("of tolerance", "right"), ("", "left")):
+    for name, justify in (
+        ("run", "left"),
+        ("figure", "left"),
+        ("measured", "right"),
+        ("model", "right"),
+        ("residual", "right"),
+        ("of tolerance", "right"),
+        ("", "left"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for target, modelled, residual in zip(result.targets, result.modelled, result.residuals, strict=True):
         table.add_row(

@@ -53,7 +53,13 @@ def _serial(program: Program, npu: Npu, work: Work) -> Trace:
     env.run()
     stall = np.full(count, STALL_QUEUE, dtype=np.int64)
     stall[:1] = STALL_NONE
-    return Trace(policy="serial", start_ps=start, end_ps=end, stall=stall, bandwidth=_serial_bandwidth(start, end, work))
+    return Trace(
+        policy="serial",
+        start_ps=start,
+        end_ps=end,
+        stall=stall,
+        bandwidth=_serial_bandwidth(start, end, work),
+    )
 
 
 def _serial_bandwidth(start: Any, end: Any, work: Work) -> Any:
@@ -84,7 +90,7 @@ class _Dram:
 
     def _advance(self) -> None:
         elapsed = self.env.now - self.updated
-        self.updated = self.env.now
+        self.updated = int(self.env.now)
         if elapsed and self.active:
             done = elapsed * self._rate()
             for transfer in self.active.values():
@@ -100,7 +106,9 @@ class _Dram:
 
     def _reschedule(self) -> None:
         self.version += 1
-        self.steps.append((int(self.env.now), len(self.active) * self._rate() // self.parts if self.active else 0))
+        self.steps.append(
+            (int(self.env.now), len(self.active) * self._rate() // self.parts if self.active else 0)
+        )
         if self.active:
             rate = self._rate()
             wait = max(0, min(-(-t[0] // rate) for t in self.active.values()))
@@ -172,10 +180,10 @@ class _Decoupled:
             if not event.processed:
                 yield event
                 self.stall[command] = STALL_DMA if self.is_dma[dep] else STALL_DEPENDENCY
-        self.start[command] = self.env.now
+        self.start[command] = int(self.env.now)
         if self.fixed[command]:
             yield self.env.timeout(self.fixed[command])
         if self.moved[command]:
             yield self.dram.transfer(command, self.moved[command])
-        self.end[command] = self.env.now
+        self.end[command] = int(self.env.now)
         self.done[command].succeed()

@@ -110,7 +110,7 @@ def _coverage(graph: Graph, program: Program, work: Work) -> dict[str, Any]:
 
 def assumptions(plan: Plan) -> list[str]:
     """What the figures rest on besides published facts, in sentences."""
-    kinds = [s for s in plan.npu.sources.values()]
+    kinds = list(plan.npu.sources.values())
     assumed = sum(1 for s in kinds if s.startswith("assumed"))
     fitted = sum(1 for s in kinds if s.startswith("fitted"))
     found = [
@@ -119,13 +119,20 @@ def assumptions(plan: Plan) -> list[str]:
         "model inputs and outputs lie in DRAM, images channels last",
     ]
     found += [
-        f"segment {s.name}: {s.requested} tiles were asked for, {s.tile_count} are possible" for s in plan.segments if s.requested
+        f"segment {s.name}: {s.requested} tiles were asked for, {s.tile_count} are possible"
+        for s in plan.segments
+        if s.requested
     ]
     return found
 
 
 def _segment(
-    plan: Plan, program: Program, trace: Trace, work: Work, index: int, curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    plan: Plan,
+    program: Program,
+    trace: Trace,
+    work: Work,
+    index: int,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     segment = plan.segments[index]
     mine = program.commands.segment == index

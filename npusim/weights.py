@@ -37,7 +37,9 @@ class Weights:
             return _mapped(stored, tensor.source, self.where)
         if tensor.source in self._graph.constants:
             return np.asarray(self._graph.constants[tensor.source])
-        raise ModelError(f"{self.where}: holds no data for weight '{tensor.source}'; give the model with its weights")
+        raise ModelError(
+            f"{self.where}: holds no data for weight '{tensor.source}'; give the model with its weights"
+        )
 
 
 def open_weights(path: Path, graph: Graph) -> Weights:
@@ -50,7 +52,9 @@ def open_weights(path: Path, graph: Graph) -> Weights:
     for tensor in graph.of_kind("weight"):
         found = stored.get(tensor.source)
         if found is None and tensor.source not in graph.constants:
-            raise ModelError(f"{path}: holds no data for weight '{tensor.source}'; give the model with its weights")
+            raise ModelError(
+                f"{path}: holds no data for weight '{tensor.source}'; give the model with its weights"
+            )
         if found is not None and found.shape != tensor.source_shape:
             raise ModelError(
                 f"{path}: weight '{tensor.source}' has shape {list(found.shape)}, the plan's model has "
@@ -95,4 +99,6 @@ def _mapped(stored: StoredData, name: str, where: str) -> Array:
             return np.zeros(stored.shape, dtype=stored.dtype)
         return np.memmap(stored.path, dtype=stored.dtype, mode="r", offset=stored.offset, shape=stored.shape)
     except OSError as error:
-        raise ModelError(f"{where}: the weights file {stored.path.name} cannot be read ({error.strerror}); put it beside the model") from error
+        raise ModelError(
+            f"{where}: the weights file {stored.path.name} cannot be read ({error.strerror}); put it beside the model"
+        ) from error

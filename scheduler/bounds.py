@@ -54,7 +54,12 @@ def lower_bounds(problem: Problem) -> Bounds:
         "dram": dram * PS_PER_S // rate,
         "critical path": _critical_path(problem, tensor, vector),
     }
-    return Bounds(makespan_ps=max(by_resource.values()), by_resource_ps=by_resource, dram_bytes=dram, compulsory_bytes=compulsory)
+    return Bounds(
+        makespan_ps=max(by_resource.values()),
+        by_resource_ps=by_resource,
+        dram_bytes=dram,
+        compulsory_bytes=compulsory,
+    )
 
 
 def _tensor_ps(problem: Problem, layer: Layer, memo: dict[object, int]) -> int:
@@ -94,7 +99,9 @@ def _vector_ps(problem: Problem, layer: Layer) -> int:
 def compulsory_bytes(problem: Problem) -> int:
     """Stored bytes of all weights, inputs and outputs: each crosses the DRAM bus at least once."""
     return sum(
-        problem.tensor_bytes(t.name) for t in problem.graph.tensors.values() if t.kind in ("weight", "input", "output")
+        problem.tensor_bytes(t.name)
+        for t in problem.graph.tensors.values()
+        if t.kind in ("weight", "input", "output")
     )
 
 

@@ -81,25 +81,46 @@ def measure(problem: Problem, segment: Segment, tiling: Tiling, resident: frozen
         "handover_ms": ps_to_ms(int(work.handover_ps.sum())),
     }
     return Measured(
-        tiling=tiling, tile_count=segment_plan.tile_count, makespan_ps=trace.makespan_ps, dram_bytes=dram, sram_bytes=size, point=point
+        tiling=tiling,
+        tile_count=segment_plan.tile_count,
+        makespan_ps=trace.makespan_ps,
+        dram_bytes=dram,
+        sram_bytes=size,
+        point=point,
     )
 
 
-def _plan(problem: Problem, graph: Graph, segment: Segment, tiling: Tiling, resident: frozenset[str]) -> Plan | None:
+def _plan(
+    problem: Problem, graph: Graph, segment: Segment, tiling: Tiling, resident: frozenset[str]
+) -> Plan | None:
     layers = layers_of(graph, segment)
     specs = slots_of(problem, layers, tiling, resident)
-    lives = [Lifetime(name=f"{s.name}/{i}", size_bytes=s.slot_bytes, first=0, last=0) for s in specs for i in range(s.count)]
-    homes = [Lifetime(name=t, size_bytes=problem.tensor_bytes(t), first=0, last=0) for t in sorted(resident & set(graph.tensors))]
+    lives = [
+        Lifetime(name=f"{s.name}/{i}", size_bytes=s.slot_bytes, first=0, last=0)
+        for s in specs
+        for i in range(s.count)
+    ]
+    homes = [
+        Lifetime(name=t, size_bytes=problem.tensor_bytes(t), first=0, last=0)
+        for t in sorted(resident & set(graph.tensors))
+    ]
     addresses = allocate([*homes, *lives], problem.npu.sram.sram_bytes)
     if addresses is None:
         return None
     slots = tuple(
-        Slots(name=s.name, slot_bytes=s.slot_bytes, addresses=tuple(addresses[f"{s.name}/{i}"] for i in range(s.count))) for s in specs
+        Slots(
+            name=s.name,
+            slot_bytes=s.slot_bytes,
+            addresses=tuple(addresses[f"{s.name}/{i}"] for i in range(s.count)),
+        )
+        for s in specs
     )
     return Plan(
         npusim_version=npusim.__version__,
         model=ModelRef(name=segment.name, sha256=""),
-        options=Options(tiles="auto", segments="attention", precision=problem.precision, policy=problem.policy),
+        options=Options(
+            tiles="auto", segments="attention", precision=problem.precision, policy=problem.policy
+        ),
         npu=problem.npu,
         tensors=tuple(tensor_plan(problem, t, resident=resident, addresses=addresses) for t in graph.tensors),
         layers=tuple(_layer(problem, x.name, segment.name) for x in graph.layers),
@@ -110,4 +131,6 @@ def _plan(problem: Problem, graph: Graph, segment: Segment, tiling: Tiling, resi
 def _layer(problem: Problem, name: str, segment: str) -> LayerPlan:
     vector = problem.npu.vector_engine
     unit, count = problem.units.get(name, (vector.kind, vector.count))
-    return LayerPlan(name=name, precision=problem.precision, unit=unit, engines=tuple(range(count)), segment=segment)
+    return LayerPlan(
+        name=name, precision=problem.precision, unit=unit, engines=tuple(range(count)), segment=segment
+    )

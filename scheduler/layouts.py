@@ -30,7 +30,12 @@ def choose_layouts(graph: Graph, npu: Npu) -> dict[str, Layout]:
         for operand in layer.operands[:2]:
             tensor = graph.tensors[operand.parts[0].tensor]
             whole = len(operand.parts) == 1 and operand.cols == tensor.shape[3]
-            if whole and tensor.kind == "intermediate" and uses[tensor.name] == {layer.name} and tensor.shape[1] == 1:
+            if (
+                whole
+                and tensor.kind == "intermediate"
+                and uses[tensor.name] == {layer.name}
+                and tensor.shape[1] == 1
+            ):
                 width = tensor.shape[3] // heads
                 layouts[tensor.name] = Layout(width, -(-width // depth) * depth)
         keys = graph.tensors[layer.output].shape[3]

@@ -108,7 +108,9 @@ def _row_choices(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[
         granule = min(out[2], engine.array_rows * engine.count)
     joined = out[1] if OPS[layer.op].streams in ("rows", "whole") else 1
     choices = [out[2] * h for h in (joined, joined // 2, joined // 4) if h > 1]
-    choices += [min(out[2], -(-ceil(out[2] / n) // granule) * granule) for n in counts if n <= max(1, out[2] // unit)]
+    choices += [
+        min(out[2], -(-ceil(out[2] / n) // granule) * granule) for n in counts if n <= max(1, out[2] // unit)
+    ]
     if granule > unit and FINE_COUNTS[-1] in counts:
         choices += [r for r in (granule // 2, granule // 4, 1) if 0 < r < out[2]]
     return list(dict.fromkeys(choices))
@@ -158,7 +160,9 @@ class _Coster:
             tensor, steps, loads = self._product(pieces)
         else:
             tensor, (steps, loads) = 0, self._rows(pieces)
-        moves = [(loads.get(n, steps), n, s.slot_bytes) for n, s in specs.items() if n not in ("pre", "stats")]
+        moves = [
+            (loads.get(n, steps), n, s.slot_bytes) for n, s in specs.items() if n not in ("pre", "stats")
+        ]
         transfers = sum(count for count, _, _ in moves)
         moved = sum(count * size for count, _, size in moves)
         runs = sum(count * self._runs(name, pieces) for count, name, _ in moves)
@@ -181,7 +185,11 @@ class _Coster:
             operand = self.layer.operands[0 if slot == "x" else 1]
             tensor = operand.parts[0].tensor
             shape = self.problem.graph.tensors[tensor].shape
-            strided = shape[1] == 1 and self.out[1] * int(self.layer.attributes["heads"]) > 1 and self.problem.layouts.get(tensor) is None
+            strided = (
+                shape[1] == 1
+                and self.out[1] * int(self.layer.attributes["heads"]) > 1
+                and self.problem.layouts.get(tensor) is None
+            )
             return (rows if slot == "x" else shape[2]) if strided else 1
         return 1
 
@@ -190,7 +198,11 @@ class _Coster:
         count = band_count(self.out, pieces.rows)
         if OPS[self.layer.op].streams != "norm":
             return count, {"params": 1}
-        return 2 * count, {"x": 2 * count - self.out[0] * min(pieces.depth, count // self.out[0]), "params": 1, "out": count}
+        return 2 * count, {
+            "x": 2 * count - self.out[0] * min(pieces.depth, count // self.out[0]),
+            "params": 1,
+            "out": count,
+        }
 
     def _product(self, pieces: Pieces) -> tuple[int, int, dict[str, int]]:
         """(tensor time, steps, loads per slot) of a product layer."""
@@ -241,10 +253,18 @@ def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple
     tensors = problem.graph.tensors
 
     def operand(role: str, parts: Iterable[tuple[str, int]]) -> tuple[object, ...]:
-        return (role, *((tensors[t].shape, size, t in resident, problem.layouts.get(t), problem.element_bytes[t]) for t, size in parts))
+        return (
+            role,
+            *(
+                (tensors[t].shape, size, t in resident, problem.layouts.get(t), problem.element_bytes[t])
+                for t, size in parts
+            ),
+        )
 
     shapes = tuple(operand(o.role, ((p.tensor, p.size) for p in o.parts)) for o in layer.operands)
     out = (tensors[layer.output].shape, layer.output in resident, problem.layouts.get(layer.output))
-    attributes = tuple(sorted((k, v) for k, v in layer.attributes.items() if isinstance(v, int | str | tuple)))
+    attributes = tuple(
+        sorted((k, v) for k, v in layer.attributes.items() if isinstance(v, int | str | tuple))
+    )
     in_place = layer.output in resident and problem.in_place.get(layer.output) in resident
     return (layer.op, shapes, out, attributes, layer.epilogue, problem.units.get(layer.name), in_place)

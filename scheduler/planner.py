@@ -57,7 +57,9 @@ def make_problem(graph: Graph, npu: Npu, precision: str, policy: Policy) -> Prob
 Refine = Callable[[Segment, frozenset[str], int, Option], Option]
 
 
-def plan_graph(problem: Problem, request: Request, refine: Refine | None = None) -> tuple[Plan, Program] | Infeasible:
+def plan_graph(
+    problem: Problem, request: Request, refine: Refine | None = None
+) -> tuple[Plan, Program] | Infeasible:
     """Decide everything, lower it, and put the Program's hash into the plan."""
     segments = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
     _check_pins(segments, request)
@@ -72,7 +74,9 @@ def plan_graph(problem: Problem, request: Request, refine: Refine | None = None)
     return plan.model_copy(update={"program_sha256": program.sha256()}), program
 
 
-def _refined(problem: Problem, units: Sequence[Unit], segments: Sequence[Segment], decided: _Decisions, refine: Refine) -> _Decisions:
+def _refined(
+    problem: Problem, units: Sequence[Unit], segments: Sequence[Segment], decided: _Decisions, refine: Refine
+) -> _Decisions:
     """The same decisions with each segment's tiling replaced by what `refine` prefers, where the addresses still fit."""
     by_name = {s.name: s for s in segments}
     used = _resident_bytes(problem, units, decided.resident)
@@ -80,7 +84,9 @@ def _refined(problem: Problem, units: Sequence[Unit], segments: Sequence[Segment
     for index, unit in enumerate(units):
         if unit.name in by_name:
             budget = problem.npu.sram.sram_bytes - used[index]
-            options[index] = refine(by_name[unit.name], decided.resident & unit.tensors, budget, options[index])
+            options[index] = refine(
+                by_name[unit.name], decided.resident & unit.tensors, budget, options[index]
+            )
     addresses = _addresses(problem, units, decided.resident, options)
     if addresses is None:
         return decided
@@ -131,17 +137,28 @@ def _layer_unit(problem: Problem, layer: Layer, request: Request) -> Unit:
         found = all_options(problem, layer, resident)
         return [largest_pieces(problem, found)] if request.tiles == "none" and streams else found
 
-    return Unit(name=layer.name, layers=(layer.name,), tensors=frozenset((*layer.reads(), layer.output)), options=options)
+    return Unit(
+        name=layer.name,
+        layers=(layer.name,),
+        tensors=frozenset((*layer.reads(), layer.output)),
+        options=options,
+    )
 
 
-def _segment_unit(problem: Problem, segment: Segment, request: Request, memo: dict[object, list[Option]]) -> Unit:
+def _segment_unit(
+    problem: Problem, segment: Segment, request: Request, memo: dict[object, list[Option]]
+) -> Unit:
     layers = layers_of(problem.graph, segment)
     members = (layers.scores, layers.softmax, layers.values)
     internal = {layers.scores.output, layers.softmax.output}
     tensors = frozenset(t for x in members for t in (*x.reads(), x.output)) - internal
 
     def options(resident: frozenset[str]) -> Sequence[Option]:
-        key = (segment.kind, request.pins.get(segment.name), *(layer_key(problem, x, resident) for x in members))
+        key = (
+            segment.kind,
+            request.pins.get(segment.name),
+            *(layer_key(problem, x, resident) for x in members),
+        )
         if key not in memo:
             memo[key] = _segment_options(problem, segment, request, resident)
         return memo[key]
@@ -149,7 +166,9 @@ def _segment_unit(problem: Problem, segment: Segment, request: Request, memo: di
     return Unit(name=segment.name, layers=segment.layers, tensors=tensors, options=options)
 
 
-def _segment_options(problem: Problem, segment: Segment, request: Request, resident: frozenset[str]) -> list[Option]:
+def _segment_options(
+    problem: Problem, segment: Segment, request: Request, resident: frozenset[str]
+) -> list[Option]:
     """`sram` and counts leave one choice; `auto` all undominated ones."""
     layers = layers_of(problem.graph, segment)
     predict = partial(predicted, problem, layers, resident=resident)
@@ -160,7 +179,9 @@ def _segment_options(problem: Problem, segment: Segment, request: Request, resid
         return undominated([predict(tiling), predict(shallow)])
     if request.tiles == "sram":
         rule = fewest_tiles(problem, layers, problem.npu.sram.sram_bytes, frozenset())
-        return [predict(rule)] if rule is not None else [predict(t) for t in list(tilings(problem, layers))[-1:]]
+        return (
+            [predict(rule)] if rule is not None else [predict(t) for t in list(tilings(problem, layers))[-1:]]
+        )
     return undominated(predict(t) for t in tilings(problem, layers))
 
 
@@ -192,7 +213,11 @@ def _infeasible(problem: Problem, unit: Unit) -> Infeasible:
     best = min(unit.options(frozenset()), key=lambda o: o.sram_bytes)
     specs = _specs(problem, unit, frozenset(), best)
     largest = sorted(((s.name, s.total_bytes) for s in specs), key=lambda c: -c[1])
-    levers = ("give --tiles a larger count", "or --tiles auto") if isinstance(best.tile, Tiling) else ("use an NPU with more SRAM", "a narrower precision")
+    levers = (
+        ("give --tiles a larger count", "or --tiles auto")
+        if isinstance(best.tile, Tiling)
+        else ("use an NPU with more SRAM", "a narrower precision")
+    )
     return Infeasible(
         where=f"'{unit.name}' on {problem.npu.name}",
         demand_bytes=best.sram_bytes,
@@ -211,7 +236,9 @@ def _specs(problem: Problem, unit: Unit, resident: frozenset[str], option: Optio
     return layer_slots(problem.storage(resident), layer, option.pieces)
 
 
-def _addresses(problem: Problem, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option]) -> dict[str, int] | None:
+def _addresses(
+    problem: Problem, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option]
+) -> dict[str, int] | None:
     """One address per resident tensor and per slot. Slots of weights are free one unit early, so that they can be prefetched."""
     owner = _place_owners(problem, resident)
     fixed = _shared_lifetimes([s for s in spans(problem, units) if s.tensor in resident], owner)
@@ -221,7 +248,11 @@ def _addresses(problem: Problem, units: Sequence[Unit], resident: frozenset[str]
             for number in range(spec.count):
                 name = f"{unit.name}/{spec.name}/{number}"
                 late.append(Lifetime(name=name, size_bytes=spec.slot_bytes, first=index, last=index))
-                ahead = index - 1 if index and problem.policy == "decoupled" and spec.name in ("w", "params", "k", "v") else index
+                ahead = (
+                    index - 1
+                    if index and problem.policy == "decoupled" and spec.name in ("w", "params", "k", "v")
+                    else index
+                )
                 early.append(Lifetime(name=name, size_bytes=spec.slot_bytes, first=ahead, last=index))
     capacity = problem.npu.sram.sram_bytes
     found = allocate([*fixed, *early], capacity) or allocate([*fixed, *late], capacity)
@@ -234,7 +265,7 @@ def _place_owners(problem: Problem, resident: frozenset[str]) -> dict[str, str]:
     for layer in problem.graph.layers:
         if layer.output in resident:
             before = problem.in_place.get(layer.output)
-            owner[layer.output] = owner[before] if before in owner else layer.output
+            owner[layer.output] = owner.get(before or "", layer.output)
     return owner
 
 
@@ -244,7 +275,9 @@ def _shared_lifetimes(lives: Sequence[Span], owner: Mapping[str, str]) -> list[L
     for span in lives:
         name = owner[span.tensor]
         known = found.get(name)
-        first, last = (min(known.first, span.first), max(known.last, span.last)) if known else (span.first, span.last)
+        first, last = (
+            (min(known.first, span.first), max(known.last, span.last)) if known else (span.first, span.last)
+        )
         found[name] = Lifetime(name=name, size_bytes=span.size_bytes, first=first, last=last)
     return list(found.values())
 
@@ -252,15 +285,26 @@ def _shared_lifetimes(lives: Sequence[Span], owner: Mapping[str, str]) -> list[L
 # ---- the plan -------------------------------------------------------------------------------------------------------
 
 
-def _assemble(problem: Problem, request: Request, units: Sequence[Unit], segments: Sequence[Segment], decided: _Decisions) -> Plan:
+def _assemble(
+    problem: Problem,
+    request: Request,
+    units: Sequence[Unit],
+    segments: Sequence[Segment],
+    decided: _Decisions,
+) -> Plan:
     placed = {u.name: _slots(problem, u, decided, o) for u, o in zip(units, decided.options, strict=True)}
     chosen = {u.name: o for u, o in zip(units, decided.options, strict=True)}
     return Plan(
         npusim_version=npusim.__version__,
         model=ModelRef(name=problem.graph.name, sha256=problem.graph.model_sha256),
-        options=Options(tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy),
+        options=Options(
+            tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy
+        ),
         npu=problem.npu,
-        tensors=tuple(tensor_plan(problem, t, resident=decided.resident, addresses=decided.addresses) for t in problem.graph.tensors),
+        tensors=tuple(
+            tensor_plan(problem, t, resident=decided.resident, addresses=decided.addresses)
+            for t in problem.graph.tensors
+        ),
         layers=tuple(_layer_plans(problem, request, segments, chosen, placed)),
         segments=tuple(_segment_plan(problem, s, chosen[s.name], placed[s.name]) for s in segments),
     )
@@ -278,7 +322,11 @@ def _slots(problem: Problem, unit: Unit, decided: _Decisions, option: Option) ->
 
 
 def _layer_plans(
-    problem: Problem, request: Request, segments: Sequence[Segment], chosen: Mapping[str, Option], placed: Mapping[str, tuple[Slots, ...]]
+    problem: Problem,
+    request: Request,
+    segments: Sequence[Segment],
+    chosen: Mapping[str, Option],
+    placed: Mapping[str, tuple[Slots, ...]],
 ) -> list[LayerPlan]:
     owner = {name: s.name for s in segments for name in s.layers}
     vector = (problem.npu.vector_engine.kind, problem.npu.vector_engine.count)
@@ -295,7 +343,9 @@ def _layer_plans(
     return plans
 
 
-def _segment_plan(problem: Problem, segment: Segment, option: Option, slots: tuple[Slots, ...]) -> SegmentPlan:
+def _segment_plan(
+    problem: Problem, segment: Segment, option: Option, slots: tuple[Slots, ...]
+) -> SegmentPlan:
     assert isinstance(option.tile, Tiling)
     return segment_plan(problem.graph, segment, option.tile, slots)
 
@@ -310,7 +360,9 @@ def segment_plan(graph: Graph, segment: Segment, tiling: Tiling, slots: tuple[Sl
     )  # fmt: skip
 
 
-def tensor_plan(problem: Problem, name: str, *, resident: frozenset[str], addresses: Mapping[str, int]) -> TensorPlan:
+def tensor_plan(
+    problem: Problem, name: str, *, resident: frozenset[str], addresses: Mapping[str, int]
+) -> TensorPlan:
     """The plan entry of a tensor."""
     layout = problem.layouts.get(name, PLAIN)
     before = problem.in_place.get(name, "")

@@ -55,10 +55,18 @@ class Problem:
         found: dict[str, str] = {}
         for index, layer in enumerate(self.graph.layers):
             name = _overwritable(layer)
-            if name is None or self.graph.tensors[name].kind != "intermediate" or consumers[name][-1] != index:
+            if (
+                name is None
+                or self.graph.tensors[name].kind != "intermediate"
+                or consumers[name][-1] != index
+            ):
                 continue
             same = self.graph.tensors[name].shape == self.graph.tensors[layer.output].shape
-            if same and self.layouts.get(name) == self.layouts.get(layer.output) and list(layer.reads()).count(name) == 1:
+            if (
+                same
+                and self.layouts.get(name) == self.layouts.get(layer.output)
+                and list(layer.reads()).count(name) == 1
+            ):
                 found[layer.output] = name
         return found
 
@@ -83,7 +91,9 @@ class Problem:
 def _overwritable(layer: Layer) -> str | None:
     """The one operand that a layer's output may overwrite piece by piece, or None."""
     if OPS[layer.op].streams == "product":
-        operands = [layer.operands[e.operand] for e in layer.epilogue if e.function == "add" and e.operand >= 0]
+        operands = [
+            layer.operands[e.operand] for e in layer.epilogue if e.function == "add" and e.operand >= 0
+        ]
         operands = [o for o in operands if o.role == "residual"]
     else:
         operands = [layer.operands[0]] if layer.op in ("group_norm", "layer_norm", "elementwise") else []

@@ -73,13 +73,17 @@ def choose_resident(
     Tensors are tried by length of life, shortest first, then largest first; each stays if the predicted time of all units that it
     touches or lives through falls. A skip tensor that would starve ten layers goes through DRAM.
     """
-    state = _State(capacity=capacity_bytes, slack=slack_bytes, used=[0] * len(units), partners=_partners(problem))
+    state = _State(
+        capacity=capacity_bytes, slack=slack_bytes, used=[0] * len(units), partners=_partners(problem)
+    )
     for index, unit in enumerate(units):
         option = _best(unit, frozenset(), capacity_bytes)
         if option is None:
             return index
         state.cost.append(option.cost_ps)
-    for span in sorted(spans(problem, units), key=lambda s: (s.last - s.first, -s.size_bytes, s.first, s.tensor)):
+    for span in sorted(
+        spans(problem, units), key=lambda s: (s.last - s.first, -s.size_bytes, s.first, s.tensor)
+    ):
         _try(state, units, span)
     chosen = []
     for index, unit in enumerate(units):

@@ -68,7 +68,9 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
         assert refusal is not None
         return refusal
     plan = best[1].model_copy(update={"options": best[1].options.model_copy(update={"tiles": request.tiles})})
-    return Found(plan=plan, program=best[2], bounds=lower_bounds(problem), curves=_curves(problem, tuner, plan))
+    return Found(
+        plan=plan, program=best[2], bounds=lower_bounds(problem), curves=_curves(problem, tuner, plan)
+    )
 
 
 def _score(problem: Problem, plan: Plan, program: Program) -> tuple[int, int, int]:
@@ -95,7 +97,13 @@ class _Tuner:
         if not fitting:
             return chosen
         best = min(fitting, key=lambda m: m.score)
-        return replace(chosen, tile=best.tiling, cost_ps=best.makespan_ps, dram_bytes=best.dram_bytes, sram_bytes=best.sram_bytes)
+        return replace(
+            chosen,
+            tile=best.tiling,
+            cost_ps=best.makespan_ps,
+            dram_bytes=best.dram_bytes,
+            sram_bytes=best.sram_bytes,
+        )
 
     def curve(self, segment: Segment, resident: frozenset[str], budget_bytes: int) -> list[Measured]:
         """Simulated tilings of a segment that fit the budget."""
@@ -113,7 +121,9 @@ class _Tuner:
         if rule is not None:
             options.append(predicted(self.problem, layers, rule, resident))
         options = sorted((o for o in options if o.sram_bytes <= budget_bytes), key=lambda o: o.cost_ps)
-        kept = [o for i, o in enumerate(options) if i < KEEP_AT_LEAST or o.cost_ps <= KEEP * options[0].cost_ps]
+        kept = [
+            o for i, o in enumerate(options) if i < KEEP_AT_LEAST or o.cost_ps <= KEEP * options[0].cost_ps
+        ]
         found: dict[tuple[int, int], Measured] = {}
         for option in kept[:MOST]:
             assert isinstance(option.tile, Tiling)

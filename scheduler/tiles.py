@@ -48,7 +48,9 @@ def find_segments(graph: Graph, kinds: str) -> list[Segment]:
     for layer in graph.layers:
         if layer.group:
             groups.setdefault(layer.group, []).append(layer.name)
-    return [Segment(name, "attention", tuple(members)) for name, members in groups.items() if len(members) == 3]
+    return [
+        Segment(name, "attention", tuple(members)) for name, members in groups.items() if len(members) == 3
+    ]
 
 
 def tile_count(layers: AttentionLayers, tiling: Tiling) -> tuple[int, int]:
@@ -57,7 +59,9 @@ def tile_count(layers: AttentionLayers, tiling: Tiling) -> tuple[int, int]:
     return ceil(heads / tiling.heads), ceil(queries / tiling.rows)
 
 
-def slots_of(problem: Problem, layers: AttentionLayers, tiling: Tiling, resident: frozenset[str]) -> list[SlotSpec]:
+def slots_of(
+    problem: Problem, layers: AttentionLayers, tiling: Tiling, resident: frozenset[str]
+) -> list[SlotSpec]:
     """SRAM slots of the segment."""
     return attention_slots(
         problem.storage(resident), layers, tiling.heads, tiling.rows, tiling.depth, in_place=tiling.in_place
@@ -95,7 +99,9 @@ def requested_tiling(problem: Problem, layers: AttentionLayers, count: int) -> T
     return Tiling(tiling.heads, tiling.rows, depth, in_place=True, requested=count if clamped else 0)
 
 
-def fewest_tiles(problem: Problem, layers: AttentionLayers, capacity_bytes: int, resident: frozenset[str]) -> Tiling | None:
+def fewest_tiles(
+    problem: Problem, layers: AttentionLayers, capacity_bytes: int, resident: frozenset[str]
+) -> Tiling | None:
     """The paper's rule: the fewest tiles whose working set fits, with as many in flight as the policy can use.
 
     Rows need not be a power of two: for each split of the heads, the tallest tile that fits follows from the slot sizes, which
@@ -116,12 +122,17 @@ def fewest_tiles(problem: Problem, layers: AttentionLayers, capacity_bytes: int,
     return None
 
 
-def _tallest(problem: Problem, layers: AttentionLayers, heads: int, depth: int, capacity: int, resident: frozenset[str]) -> int:
+def _tallest(
+    problem: Problem, layers: AttentionLayers, heads: int, depth: int, capacity: int, resident: frozenset[str]
+) -> int:
     """Most query rows whose slots fit (0: not even one), by bisection on a monotone size."""
     low, high = 0, layers.shape[2]
     while low < high:
         middle = (low + high + 1) // 2
-        size = sum(s.total_bytes for s in slots_of(problem, layers, Tiling(heads, middle, depth, in_place=True), resident))
+        size = sum(
+            s.total_bytes
+            for s in slots_of(problem, layers, Tiling(heads, middle, depth, in_place=True), resident)
+        )
         low, high = (middle, high) if size <= capacity else (low, middle - 1)
     return low
 
@@ -139,10 +150,22 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
         engine = next(e for e in npu.tensor_engine if e.kind == kind)
         product = product_of(graph, layer)
         assert product is not None
-        tensor += tiles * int(product_ps(npu, engine, count, (tiling.heads, tiling.rows, cols, product.k), pair, activations=True))
-    vector = int(vector_ps(npu, npu.vector_engine.count, batch * heads * queries * keys, lane_operations(npu, "softmax")))
+        tensor += tiles * int(
+            product_ps(
+                npu, engine, count, (tiling.heads, tiling.rows, cols, product.k), pair, activations=True
+            )
+        )
+    vector = int(
+        vector_ps(
+            npu, npu.vector_engine.count, batch * heads * queries * keys, lane_operations(npu, "softmax")
+        )
+    )
     specs = {s.name: s for s in slots_of(problem, layers, tiling, resident)}
-    moves = [(n, batch * by_heads * (by_rows if n in "qa" else 1), s.slot_bytes) for n, s in specs.items() if n in "qkva"]
+    moves = [
+        (n, batch * by_heads * (by_rows if n in "qa" else 1), s.slot_bytes)
+        for n, s in specs.items()
+        if n in "qkva"
+    ]
     dma = sum(count * int(dma_ps(npu, size, _runs(problem, layers, tiling, n))) for n, count, size in moves)
     waits = 2 * tiles * handover_ps(npu)
     total = tensor + vector + dma + waits

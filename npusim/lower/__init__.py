@@ -31,8 +31,12 @@ def lower(graph: Graph, plan: Plan) -> Program:
     Raises:
         PlanError: the plan is not for this graph.
     """
-    if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [x.name for x in graph.layers]:
-        raise PlanError(f"the plan of '{plan.model.name}' does not match this model's layers; profile the model again")
+    if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [
+        x.name for x in graph.layers
+    ]:
+        raise PlanError(
+            f"the plan of '{plan.model.name}' does not match this model's layers; profile the model again"
+        )
     low = Lowering(graph, plan)
     segments = {s.layers[-1]: (i, s) for i, s in enumerate(plan.segments)}
     inside = {name for s in plan.segments for name in s.layers}

@@ -84,7 +84,9 @@ def attention_tiles(shape: Shape4, heads_per_tile: int, rows_per_tile: int) -> I
                 number += 1
 
 
-def attention_slots(storage: Storage, layers: AttentionLayers, heads: int, rows: int, depth: int, *, in_place: bool) -> list[SlotSpec]:
+def attention_slots(
+    storage: Storage, layers: AttentionLayers, heads: int, rows: int, depth: int, *, in_place: bool
+) -> list[SlotSpec]:
     """SRAM slots of an attention segment whose tiles have `heads` heads and `rows` query rows."""
     batch, all_heads, queries, keys = layers.shape
     heads, rows = min(heads, all_heads), min(rows, queries)
@@ -92,11 +94,17 @@ def attention_slots(storage: Storage, layers: AttentionLayers, heads: int, rows:
     tiles = groups * -(-queries // rows)
 
     def operand(layer: Layer, index: int, view: HeadCols, height: int) -> int:
-        return storage.operand_bytes(layer.operands[index], view.band(0, 0, heads, 0, height), view.cols(0, heads))
+        return storage.operand_bytes(
+            layer.operands[index], view.band(0, 0, heads, 0, height), view.cols(0, heads)
+        )
 
     score = storage.box_bytes(layers.scores.output, (1, heads, rows, keys))
-    out_shape: Shape4 = (1, 1, rows, heads * layers.out.width) if layers.out.in_cols else (1, heads, rows, layers.out.width)
-    out = 0 if layers.values.output in storage.resident else storage.box_bytes(layers.values.output, out_shape)
+    out_shape: Shape4 = (
+        (1, 1, rows, heads * layers.out.width) if layers.out.in_cols else (1, heads, rows, layers.out.width)
+    )
+    out = (
+        0 if layers.values.output in storage.resident else storage.box_bytes(layers.values.output, out_shape)
+    )
     flight = min(depth, tiles)
     specs = [
         SlotSpec("q", operand(layers.scores, 0, layers.query, rows), flight),
@@ -106,7 +114,11 @@ def attention_slots(storage: Storage, layers: AttentionLayers, heads: int, rows:
         SlotSpec("p", 0 if in_place else score, flight),
         SlotSpec("a", out, flight),
         *(
-            SlotSpec(f"aux{e.operand}", storage.operand_bytes(layers.scores.operands[e.operand], Band(0, 0, heads, 0, rows)), flight)
+            SlotSpec(
+                f"aux{e.operand}",
+                storage.operand_bytes(layers.scores.operands[e.operand], Band(0, 0, heads, 0, rows)),
+                flight,
+            )
             for e in layers.scores.epilogue
             if e.operand >= 0
         ),
@@ -136,12 +148,29 @@ class _Emitter:
         self.layers = attention_layers(low.graph, segment.layers)
         self.rings = {s.name: Ring(s) for s in segment.slots}
 
-    def _fetch(self, ring: str, layer: Layer, operand: int, view: HeadCols, tile: _Tile, rows: tuple[int, int], role: str) -> tuple[Box, ...]:
+    def _fetch(
+        self,
+        ring: str,
+        layer: Layer,
+        operand: int,
+        view: HeadCols,
+        tile: _Tile,
+        rows: tuple[int, int],
+        role: str,
+    ) -> tuple[Box, ...]:
         band = view.band(tile.b, tile.h0, tile.h1, *rows)
-        boxes = list(operand_boxes(self.low.graph.tensors, layer.operands[operand], band, view.cols(tile.h0, tile.h1)))
+        boxes = list(
+            operand_boxes(self.low.graph.tensors, layer.operands[operand], band, view.cols(tile.h0, tile.h1))
+        )
         key = (tile.b, tile.h0, *rows)
         return self.low.fetch(
-            self.rings.get(ring), key, boxes, self.low.layer_id(layer), role, segment=self.index, tile=tile.number
+            self.rings.get(ring),
+            key,
+            boxes,
+            self.low.layer_id(layer),
+            role,
+            segment=self.index,
+            tile=tile.number,
         )
 
     def scores(self, tile: _Tile) -> Box:
@@ -153,7 +182,9 @@ class _Emitter:
         heads, rows = tile.h1 - tile.h0, tile.r1 - tile.r0
         box = TensorBox(layers.scores.output, (tile.b, tile.h0, tile.r0, 0), (1, heads, rows, keys))
         out = self.rings["s"].get(tile.number, lambda address, slot: low.place([box], address, slot))[0]
-        self._product(layers.scores, "qk", [*((0, b) for b in q), *((1, b) for b in k)], out, tile, (heads, rows, keys))
+        self._product(
+            layers.scores, "qk", [*((0, b) for b in q), *((1, b) for b in k)], out, tile, (heads, rows, keys)
+        )
         apply_epilogue(
             low, layers.scores, self.rings, out, Band(tile.b, tile.h0, tile.h1, tile.r0, tile.r1), None, tile.number,
             segment=self.index,
@@ -167,17 +198,23 @@ class _Emitter:
         v = self._fetch("v", layers.values, 1, layers.value, tile, (0, layers.shape[3]), "load_probs_v")
         heads, rows, width = tile.h1 - tile.h0, tile.r1 - tile.r0, layers.out.width
         if layers.out.in_cols:
-            target = TensorBox(layers.values.output, (tile.b, 0, tile.r0, tile.h0 * width), (1, 1, rows, heads * width))
+            target = TensorBox(
+                layers.values.output, (tile.b, 0, tile.r0, tile.h0 * width), (1, 1, rows, heads * width)
+            )
         else:
             target = TensorBox(layers.values.output, (tile.b, tile.h0, tile.r0, 0), (1, heads, rows, width))
         if low.is_resident(target.tensor):
             out = low.home(target)
         else:
-            out = self.rings["a"].get(tile.number, lambda address, slot: low.place([target], address, slot))[0]
+            out = self.rings["a"].get(tile.number, lambda address, slot: low.place([target], address, slot))[
+                0
+            ]
         reads = [(0, probabilities), *((1, b) for b in v)]
         self._product(layers.values, "pv", reads, out, tile, (heads, rows, width))
         if not low.is_resident(target.tensor):
-            low.store(out, target, low.layer_id(layers.values), "store_out", segment=self.index, tile=tile.number)
+            low.store(
+                out, target, low.layer_id(layers.values), "store_out", segment=self.index, tile=tile.number
+            )
 
     def _softmax(self, tile: _Tile, scores: Box) -> Box:
         low, layer = self.low, self.layers.softmax
@@ -193,7 +230,15 @@ class _Emitter:
         )  # fmt: skip
         return out
 
-    def _product(self, layer: Layer, role: str, reads: list[tuple[int, Box]], out: Box, tile: _Tile, size: tuple[int, int, int]) -> None:
+    def _product(
+        self,
+        layer: Layer,
+        role: str,
+        reads: list[tuple[int, Box]],
+        out: Box,
+        tile: _Tile,
+        size: tuple[int, int, int],
+    ) -> None:
         low = self.low
         product = product_of(low.graph, layer)
         assert product is not None

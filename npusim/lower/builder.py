@@ -67,7 +67,9 @@ _COMPUTE = ("tensor", "vector")
 class ProgramBuilder:
     """Collects the columns of a Program, in serial order."""
 
-    def __init__(self, gangs: Sequence[Gang], lanes: Sequence[str], layers: Sequence[str], segments: Sequence[str]) -> None:
+    def __init__(
+        self, gangs: Sequence[Gang], lanes: Sequence[str], layers: Sequence[str], segments: Sequence[str]
+    ) -> None:
         self.gangs, self.lanes = tuple(gangs), tuple(lanes)
         self.layers, self.segments = tuple(layers), tuple(segments)
         self._tensors: list[tuple[str, str, Shape4, int, Layout]] = []
@@ -90,7 +92,9 @@ class ProgramBuilder:
         self._tensors.append((name, kind, shape, element_bytes, layout))
         return len(self._tensors) - 1
 
-    def sram_buffer(self, tensor: int, address: int, size: int, offset: Shape4, shape: Shape4, slot: int = -1) -> int:
+    def sram_buffer(
+        self, tensor: int, address: int, size: int, offset: Shape4, shape: Shape4, slot: int = -1
+    ) -> int:
         """Add a place in SRAM for a box of a tensor. It waits for whatever still uses these addresses."""
         index = len(self._buffers)
         pending: set[int] = set()
@@ -225,7 +229,9 @@ class ProgramBuilder:
         """The finished Program."""
         rows = np.asarray(self._rows, dtype=np.int64).reshape(len(self._rows), len(_COMMAND_COLUMNS))
         columns = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(_COMMAND_COLUMNS)}
-        dep_ptr = np.concatenate([[0], np.cumsum([len(d) for d in self._deps], dtype=np.int64)]).astype(np.int64)
+        dep_ptr = np.concatenate([[0], np.cumsum([len(d) for d in self._deps], dtype=np.int64)]).astype(
+            np.int64
+        )
         dep_idx = np.asarray([d for deps in self._deps for d in deps], dtype=np.int64)
         return Program(
             gangs=self.gangs,
@@ -246,13 +252,18 @@ class ProgramBuilder:
             kind=tuple(t[1] for t in self._tensors),
             shape=np.asarray([t[2] for t in self._tensors], dtype=np.int64).reshape(-1, 4),
             element_bytes=np.asarray([t[3] for t in self._tensors], dtype=np.int64),
-            layout=np.asarray([(t[4].block, t[4].padded) for t in self._tensors], dtype=np.int64).reshape(-1, 2),
+            layout=np.asarray([(t[4].block, t[4].padded) for t in self._tensors], dtype=np.int64).reshape(
+                -1, 2
+            ),
         )
 
     def _buffer_table(self) -> Buffers:
         flat = np.asarray([b[:6] for b in self._buffers], dtype=np.int64).reshape(-1, 6)
         return Buffers(
-            **{n: np.ascontiguousarray(flat[:, i]) for i, n in enumerate(("tensor", "space", "address", "stored_bytes", "slot", "alias_of"))},
+            **{
+                n: np.ascontiguousarray(flat[:, i])
+                for i, n in enumerate(("tensor", "space", "address", "stored_bytes", "slot", "alias_of"))
+            },
             offset=np.asarray([b[6] for b in self._buffers], dtype=np.int64).reshape(-1, 4),
             shape=np.asarray([b[7] for b in self._buffers], dtype=np.int64).reshape(-1, 4),
         )
@@ -260,7 +271,10 @@ class ProgramBuilder:
     def _access_table(self) -> Accesses:
         flat = np.asarray([a[:4] for a in self._accesses], dtype=np.int64).reshape(-1, 4)
         return Accesses(
-            **{n: np.ascontiguousarray(flat[:, i]) for i, n in enumerate(("command", "operand", "mode", "buffer"))},
+            **{
+                n: np.ascontiguousarray(flat[:, i])
+                for i, n in enumerate(("command", "operand", "mode", "buffer"))
+            },
             offset=np.asarray([a[4] for a in self._accesses], dtype=np.int64).reshape(-1, 4),
             shape=np.asarray([a[5] for a in self._accesses], dtype=np.int64).reshape(-1, 4),
         )

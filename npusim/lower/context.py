@@ -130,7 +130,9 @@ class Lowering:
         placed = []
         for box in boxes:
             size = self.box_bytes(box)
-            buffer = self.builder.sram_buffer(self._ids[box.tensor], address, size, box.offset, box.shape, slot)
+            buffer = self.builder.sram_buffer(
+                self._ids[box.tensor], address, size, box.offset, box.shape, slot
+            )
             placed.append(Box(buffer, box.offset, box.shape))
             address += size
         return tuple(placed)
@@ -158,7 +160,9 @@ class Lowering:
         found = iter(loaded)
         return tuple(self.home(b) if self.is_resident(b.tensor) else next(found) for b in boxes)
 
-    def store(self, source: Box, target: TensorBox, layer: int, role: str, *, segment: int = -1, tile: int = -1) -> None:
+    def store(
+        self, source: Box, target: TensorBox, layer: int, role: str, *, segment: int = -1, tile: int = -1
+    ) -> None:
         """Write a finished piece to the tensor's home in DRAM."""
         self.builder.command(
             STORE, self.dma_gang(2), layer=layer, role=ROLE[role], segment=segment, tile=tile,
@@ -176,13 +180,24 @@ def gangs_of(plan: Plan) -> tuple[tuple[Gang, ...], tuple[str, ...]]:
     npu = plan.npu
     lanes: list[str] = []
     first: dict[str, int] = {}
-    for unit, count in [*((e.kind, e.count) for e in npu.tensor_engine), (npu.vector_engine.kind, npu.vector_engine.count), ("dma", npu.dma.channels)]:
+    for unit, count in [
+        *((e.kind, e.count) for e in npu.tensor_engine),
+        (npu.vector_engine.kind, npu.vector_engine.count),
+        ("dma", npu.dma.channels),
+    ]:
         first[unit] = len(lanes)
         lanes += [f"{unit}{i}" for i in range(count)]
     used = sorted({(p.unit, p.engines) for p in plan.layers if p.unit != npu.vector_engine.kind})
     gangs = [Gang(name=_gang_name(u, e), kind="tensor", unit=u, engines=e) for u, e in used]
     every = tuple(range(npu.vector_engine.count))
-    gangs.append(Gang(name=_gang_name(npu.vector_engine.kind, every), kind="vector", unit=npu.vector_engine.kind, engines=every))
+    gangs.append(
+        Gang(
+            name=_gang_name(npu.vector_engine.kind, every),
+            kind="vector",
+            unit=npu.vector_engine.kind,
+            engines=every,
+        )
+    )
     gangs += [Gang(name=f"dma{i}", kind="dma", unit="dma", engines=(i,)) for i in range(npu.dma.channels)]
     return tuple(gangs), tuple(lanes)
 

@@ -38,7 +38,14 @@ def apply_epilogue(
 
 
 def _second_operand(
-    low: Lowering, layer: Layer, rings: dict[str, Ring], index: int, band: Band, cols: tuple[int, int] | None, segment: int, tile: int
+    low: Lowering,
+    layer: Layer,
+    rings: dict[str, Ring],
+    index: int,
+    band: Band,
+    cols: tuple[int, int] | None,
+    segment: int,
+    tile: int,
 ) -> tuple[Box, ...]:
     operand = layer.operands[index]
     chosen = cols if operand.cols > 1 else None
@@ -46,4 +53,6 @@ def _second_operand(
     kind = low.graph.tensors[operand.parts[0].tensor].kind
     role = "weight" if kind == "weight" else ("spill" if kind == "intermediate" else "other")
     key = tuple((b.tensor, b.offset) for b in boxes)
-    return low.fetch(rings.get(f"aux{index}"), key, boxes, low.layer_id(layer), role, segment=segment, tile=tile)
+    return low.fetch(
+        rings.get(f"aux{index}"), key, boxes, low.layer_id(layer), role, segment=segment, tile=tile
+    )

@@ -42,9 +42,16 @@ def bands(out: Shape4, rows: int) -> list[Band]:
     batch, heads, total, _ = out
     if rows >= total and heads > 1:
         joined = max(1, min(heads, rows // total))
-        return [Band(b, h, min(h + joined, heads), 0, total) for b in range(batch) for h in range(0, heads, joined)]
+        return [
+            Band(b, h, min(h + joined, heads), 0, total)
+            for b in range(batch)
+            for h in range(0, heads, joined)
+        ]
     return [
-        Band(b, h, h + 1, r, min(r + rows, total)) for b in range(batch) for h in range(heads) for r in range(0, total, rows)
+        Band(b, h, h + 1, r, min(r + rows, total))
+        for b in range(batch)
+        for h in range(heads)
+        for r in range(0, total, rows)
     ]
 
 
@@ -82,7 +89,9 @@ def input_rows(layer: Layer, r0: int, r1: int) -> tuple[int, int]:
     return min(max(0, low), in_h - 1) * in_w, min(in_h, max(high, 1)) * in_w
 
 
-def resize_taps(attributes: Mapping[str, Any], axis: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def resize_taps(
+    attributes: Mapping[str, Any], axis: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Input positions [out, taps] that each output position of an axis (0 height, 1 width) reads, and their weights.
 
     Source: ONNX operator Resize (modes nearest, linear, cubic; its coordinate and rounding modes).
@@ -100,7 +109,9 @@ def resize_taps(attributes: Mapping[str, Any], axis: int) -> tuple[npt.NDArray[n
         steps = np.arange(2) if mode == "linear" else np.arange(-1, 3)
         taps = low[:, None] + steps
         distance = np.abs(rest - steps)
-        weights = 1 - distance if mode == "linear" else _cubic(distance, float(attributes.get("cubic_a", -0.75)))
+        weights = (
+            1 - distance if mode == "linear" else _cubic(distance, float(attributes.get("cubic_a", -0.75)))
+        )
     return np.clip(taps, 0, size - 1).astype(np.int64), weights.astype(np.float32)
 
 
@@ -134,7 +145,9 @@ _ROUND: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]
 }
 
 
-def operand_boxes(tensors: Mapping[str, Tensor], operand: Operand, band: Band, cols: tuple[int, int] | None = None) -> Iterator[TensorBox]:
+def operand_boxes(
+    tensors: Mapping[str, Tensor], operand: Operand, band: Band, cols: tuple[int, int] | None = None
+) -> Iterator[TensorBox]:
     """Boxes of an operand for a band of *its own* rows and heads; `cols` counts across its parts (default: all)."""
     low, high = cols if cols is not None else (0, operand.cols)
     position = 0
@@ -145,7 +158,9 @@ def operand_boxes(tensors: Mapping[str, Tensor], operand: Operand, band: Band, c
             b0, bn = (band.b, 1) if shape[0] > 1 else (0, 1)
             h0, hn = (band.h0, band.h1 - band.h0) if shape[1] > 1 else (0, 1)
             r0, rn = (band.r0, band.r1 - band.r0) if shape[2] > 1 else (0, 1)
-            yield TensorBox(part.tensor, (b0, h0, r0, part.start + start - position), (bn, hn, rn, stop - start))
+            yield TensorBox(
+                part.tensor, (b0, h0, r0, part.start + start - position), (bn, hn, rn, stop - start)
+            )
         position += part.size
 
 
@@ -167,7 +182,9 @@ class HeadCols:
 
 def head_cols(graph: Graph, layer: Layer, operand: Operand) -> HeadCols:
     """How an operand (or the output) of an attention product stores its heads."""
-    return head_cols_of(graph.tensors[operand.parts[0].tensor].shape, int(layer.attributes["heads"]), operand.cols)
+    return head_cols_of(
+        graph.tensors[operand.parts[0].tensor].shape, int(layer.attributes["heads"]), operand.cols
+    )
 
 
 def head_cols_of(shape: Shape4, heads: int, cols: int) -> HeadCols:

@@ -10,7 +10,16 @@ from npusim.graph import Layer
 from npusim.lower.builder import Box
 from npusim.lower.context import Lowering, Ring, aligned
 from npusim.lower.epilogue import apply_epilogue
-from npusim.lower.geometry import Band, HeadCols, TensorBox, bands, head_cols, head_cols_of, input_rows, operand_boxes
+from npusim.lower.geometry import (
+    Band,
+    HeadCols,
+    TensorBox,
+    bands,
+    head_cols,
+    head_cols_of,
+    input_rows,
+    operand_boxes,
+)
 from npusim.lower.roles import roles_of
 from npusim.ops import product_of
 from npusim.plan import Pieces
@@ -45,7 +54,15 @@ def lower_product(low: Lowering, layer: Layer) -> None:
     flags = FLAG_FIRST | FLAG_LAST | (FLAG_ACTIVATIONS if activations else 0)
     for number, piece in enumerate(cut(low, layer, planned.pieces)):
         x = low.fetch(rings.get("x"), piece.x_key, piece.x, index, roles.load, tile=number)
-        y = low.fetch(rings.get("w"), piece.y_key, piece.y, index, roles.load_second, purpose=0 if activations else 1, tile=number)
+        y = low.fetch(
+            rings.get("w"),
+            piece.y_key,
+            piece.y,
+            index,
+            roles.load_second,
+            purpose=0 if activations else 1,
+            tile=number,
+        )
         out = _output(low, rings, layer, piece, number)
         gated = bool(layer.attributes.get("gated"))
         staged = gated or bool(low.tensor_plans[layer.output].in_place_of)
@@ -58,7 +75,14 @@ def lower_product(low: Lowering, layer: Layer) -> None:
         if gated:
             _gate(low, layer, target, out, number)
         apply_epilogue(
-            low, layer, rings, out, piece.band, piece.cols, number, staged=target[0] if staged and not gated else None
+            low,
+            layer,
+            rings,
+            out,
+            piece.band,
+            piece.cols,
+            number,
+            staged=target[0] if staged and not gated else None,
         )
         if not low.is_resident(layer.output):
             low.store(out, piece.out, index, roles.store, tile=number)
@@ -70,7 +94,9 @@ def _output(low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, 
     return rings["out"].get(number, lambda address, slot: low.place([piece.out], address, slot))[0]
 
 
-def _staged(low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, number: int, *, halves: int) -> list[Box]:
+def _staged(
+    low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, number: int, *, halves: int
+) -> list[Box]:
     """Places for a product before its gate (both halves) or before its residual is added in place."""
     shape = low.graph.tensors[layer.output].shape
     element_bytes = low.tensor_plans[layer.output].element_bytes
@@ -81,7 +107,9 @@ def _staged(low: Lowering, rings: dict[str, Ring], layer: Layer, piece: _Piece, 
         found = []
         for half in range(halves):
             offset = (*piece.out.offset[:3], piece.out.offset[3] + half * shape[3])
-            buffer = low.builder.sram_buffer(tensor, address + half * size, size, offset, piece.out.shape, slot)
+            buffer = low.builder.sram_buffer(
+                tensor, address + half * size, size, offset, piece.out.shape, slot
+            )
             found.append(Box(buffer, offset, piece.out.shape))
         return tuple(found)
 
@@ -100,7 +128,9 @@ def _blocks(total: int, size: int) -> list[tuple[int, int]]:
     return [(c, min(c + size, total)) for c in range(0, total, size)]
 
 
-def _ordered(pieces: Pieces, rows: list[Band], cols: list[tuple[int, int]]) -> Iterator[tuple[Band, tuple[int, int]]]:
+def _ordered(
+    pieces: Pieces, rows: list[Band], cols: list[tuple[int, int]]
+) -> Iterator[tuple[Band, tuple[int, int]]]:
     if pieces.order == "rows":
         yield from ((band, block) for band in rows for block in cols)
     else:
@@ -122,7 +152,11 @@ def _weight_pieces(low: Lowering, layer: Layer, pieces: Pieces) -> Iterator[_Pie
             x=list(operand_boxes(tensors, layer.operands[0], x_band)),
             y_key=cols,
             y=[b for half in range(gated) for b in _weights(low, layer, cols, half * out[3])],
-            out=TensorBox(layer.output, (band.b, band.h0, band.r0, cols[0]), (1, band.h1 - band.h0, band.r1 - band.r0, cols[1] - cols[0])),
+            out=TensorBox(
+                layer.output,
+                (band.b, band.h0, band.r0, cols[0]),
+                (1, band.h1 - band.h0, band.r1 - band.r0, cols[1] - cols[0]),
+            ),
             band=band,
             cols=cols,
             extents=(product.batch, m, gated * (cols[1] - cols[0]) // product.batch, product.k),
@@ -145,7 +179,11 @@ def _matmul_pieces(low: Lowering, layer: Layer, pieces: Pieces) -> Iterator[_Pie
     heads = int(layer.attributes["heads"])
     x, y = layer.operands[0], layer.operands[1]
     out = graph.tensors[layer.output].shape
-    x_heads, y_heads, o_heads = head_cols(graph, layer, x), head_cols(graph, layer, y), head_cols_of(out, heads, out[3])
+    x_heads, y_heads, o_heads = (
+        head_cols(graph, layer, x),
+        head_cols(graph, layer, y),
+        head_cols_of(out, heads, out[3]),
+    )
     product = product_of(graph, layer)
     assert product is not None
     y_total = graph.tensors[y.parts[0].tensor].shape[2]
@@ -159,17 +197,30 @@ def _matmul_pieces(low: Lowering, layer: Layer, pieces: Pieces) -> Iterator[_Pie
                 y_band, y_cols = _second_box(layer, y_heads, b, h, cols, y_total)
                 yield _Piece(
                     x_key=(b, h, band.r0),
-                    x=list(operand_boxes(graph.tensors, x, x_heads.band(b, h, h + 1, band.r0, band.r1), x_heads.cols(h, h + 1))),
+                    x=list(
+                        operand_boxes(
+                            graph.tensors,
+                            x,
+                            x_heads.band(b, h, h + 1, band.r0, band.r1),
+                            x_heads.cols(h, h + 1),
+                        )
+                    ),
                     y_key=(b, h, *cols),
                     y=list(operand_boxes(graph.tensors, y, y_band, y_cols)),
-                    out=TensorBox(layer.output, (b, o_band.h0, band.r0, o_cols[0]), (1, 1, band.r1 - band.r0, cols[1] - cols[0])),
+                    out=TensorBox(
+                        layer.output,
+                        (b, o_band.h0, band.r0, o_cols[0]),
+                        (1, 1, band.r1 - band.r0, cols[1] - cols[0]),
+                    ),
                     band=o_band,
                     cols=o_cols,
                     extents=(1, band.r1 - band.r0, cols[1] - cols[0], product.k),
                 )
 
 
-def _second_box(layer: Layer, heads: HeadCols, b: int, h: int, cols: tuple[int, int], rows: int) -> tuple[Band, tuple[int, int] | None]:
+def _second_box(
+    layer: Layer, heads: HeadCols, b: int, h: int, cols: tuple[int, int], rows: int
+) -> tuple[Band, tuple[int, int] | None]:
     """Rows and columns of the second factor: its rows are the outputs (keys) or the inputs (values) of the product."""
     if layer.attributes["y_rows"] == "outputs":
         return heads.band(b, h, h + 1, *cols), heads.cols(h, h + 1)

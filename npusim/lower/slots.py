@@ -9,7 +9,16 @@ from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Graph, Layer, Operand, Shape4
 from npusim.layout import Layout, stored_bytes
 from npusim.lower.context import aligned
-from npusim.lower.geometry import Band, band_count, bands, head_cols, head_cols_of, input_rows, operand_boxes, widest_bands
+from npusim.lower.geometry import (
+    Band,
+    band_count,
+    bands,
+    head_cols,
+    head_cols_of,
+    input_rows,
+    operand_boxes,
+    widest_bands,
+)
 from npusim.lower.sources import source_boxes
 from npusim.ops import OPS
 from npusim.plan import Pieces
@@ -64,9 +73,20 @@ def element_bytes_of(graph: Graph, precision: str) -> Callable[[str], int]:
     Biases of integer layers are 32 bits wide; scales and shifts of norms have the width of activations.
     """
     chosen: Precision = PRECISIONS[precision]
-    weights = {p.tensor for layer in graph.layers for o in layer.operands if o.role in ("weight", "table") for p in o.parts}
+    weights = {
+        p.tensor
+        for layer in graph.layers
+        for o in layer.operands
+        if o.role in ("weight", "table")
+        for p in o.parts
+    }
     biases = {
-        p.tensor for layer in graph.layers if layer.op in ("conv", "linear") for o in layer.operands if o.role == "bias" for p in o.parts
+        p.tensor
+        for layer in graph.layers
+        if layer.op in ("conv", "linear")
+        for o in layer.operands
+        if o.role == "bias"
+        for p in o.parts
     }
     bias_bytes = 4 if chosen.activation.startswith("int") else chosen.activation_bytes
 
@@ -142,14 +162,18 @@ def _weight_bytes(storage: Storage, layer: Layer, cols: int) -> int:
     return total
 
 
-def _aux_slots(storage: Storage, layer: Layer, band: Band, cols: tuple[int, int] | None, count: int) -> list[SlotSpec]:
+def _aux_slots(
+    storage: Storage, layer: Layer, band: Band, cols: tuple[int, int] | None, count: int
+) -> list[SlotSpec]:
     """Slots of the operands that only the epilogue reads."""
     found = []
     for epilogue in layer.epilogue:
         if epilogue.operand >= 0:
             operand = layer.operands[epilogue.operand]
             chosen = cols if operand.cols > 1 else None
-            found.append(SlotSpec(f"aux{epilogue.operand}", storage.operand_bytes(operand, band, chosen), count))
+            found.append(
+                SlotSpec(f"aux{epilogue.operand}", storage.operand_bytes(operand, band, chosen), count)
+            )
     return found
 
 
@@ -188,12 +212,17 @@ def constant_operands(layer: Layer) -> list[Operand]:
 def piece_operands(layer: Layer) -> list[tuple[int, Operand]]:
     """Operands of a vector layer besides x that are cut like the output, with their numbers."""
     epilogue = {e.operand for e in layer.epilogue}
-    return [(i, o) for i, o in enumerate(layer.operands) if i and i not in epilogue and o.role in ("residual", "broadcast", "whole")]
+    return [
+        (i, o)
+        for i, o in enumerate(layer.operands)
+        if i and i not in epilogue and o.role in ("residual", "broadcast", "whole")
+    ]
 
 
 def _constants_bytes(storage: Storage, layer: Layer, rows: int) -> int:
     return sum(
-        storage.operand_bytes(o, Band(0, 0, 1, 0, rows if o.role == "table" else 1)) for o in constant_operands(layer)
+        storage.operand_bytes(o, Band(0, 0, 1, 0, rows if o.role == "table" else 1))
+        for o in constant_operands(layer)
     )
 
 
@@ -204,7 +233,8 @@ def _row_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]
     piece = (1, band.h1 - band.h0, band.r1 - band.r0, out[3])
     out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, piece)
     others = [
-        SlotSpec(f"aux{i}", _source_bytes(storage, layer, i, band, pieces.rows), flight) for i, _ in piece_operands(layer)
+        SlotSpec(f"aux{i}", _source_bytes(storage, layer, i, band, pieces.rows), flight)
+        for i, _ in piece_operands(layer)
     ]
     return [
         SlotSpec("x", _source_bytes(storage, layer, 0, band, pieces.rows), flight),
@@ -220,7 +250,11 @@ def _source_bytes(storage: Storage, layer: Layer, index: int, band: Band, rows: 
     simple = OPS[layer.op].streams != "whole"
     cut = [band] if simple else bands(storage.graph.tensors[layer.output].shape, rows)
     return max(
-        sum(storage.box_bytes(b.tensor, b.shape) for b in source_boxes(storage.graph, layer, index, one) if b.tensor not in storage.resident)
+        sum(
+            storage.box_bytes(b.tensor, b.shape)
+            for b in source_boxes(storage.graph, layer, index, one)
+            if b.tensor not in storage.resident
+        )
         for one in cut
     )
 
@@ -230,7 +264,11 @@ def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec
     band, count = largest_band(storage, layer, pieces.rows)
     per_image = count // out[0]
     flight = min(pieces.depth, per_image)
-    out_bytes = 0 if layer.output in storage.resident else storage.box_bytes(layer.output, (1, 1, band.r1 - band.r0, out[3]))
+    out_bytes = (
+        0
+        if layer.output in storage.resident
+        else storage.box_bytes(layer.output, (1, 1, band.r1 - band.r0, out[3]))
+    )
     return [
         SlotSpec("x", storage.operand_bytes(layer.operands[0], band), flight),
         SlotSpec("params", _constants_bytes(storage, layer, 1), 1),

@@ -20,7 +20,10 @@ def source_boxes(graph: Graph, layer: Layer, index: int, band: Band) -> list[Ten
     """
     operand = layer.operands[index]
     if layer.op == "gather" and index == 0:
-        return [TensorBox(p.tensor, (0, 0, 0, p.start), (*graph.tensors[p.tensor].shape[:3], p.size)) for p in operand.parts]
+        return [
+            TensorBox(p.tensor, (0, 0, 0, p.start), (*graph.tensors[p.tensor].shape[:3], p.size))
+            for p in operand.parts
+        ]
     if OPS[layer.op].streams != "whole":
         r0, r1 = input_rows(layer, band.r0, band.r1) if operand.role == "x" else (band.r0, band.r1)
         return list(operand_boxes(graph.tensors, operand, band._replace(r0=r0, r1=r1)))
@@ -49,7 +52,10 @@ def _moved(graph: Graph, layer: Layer, index: int, band: Band) -> list[Range] | 
         atoms, order = layer.attributes["atoms"], layer.attributes["order"]
         digits = _digit_ranges([atoms[i][1] for i in order], first, first + count)
         by_atom = dict(zip(order, digits, strict=True))
-        return [_merged([(atoms[i][1], by_atom[i]) for i in range(len(atoms)) if atoms[i][0] == axis]) for axis in range(4)]
+        return [
+            _merged([(atoms[i][1], by_atom[i]) for i in range(len(atoms)) if atoms[i][0] == axis])
+            for axis in range(4)
+        ]
     shape, axis, shift, out_shape = _copied(layer, index, prod(out))
     digits = _digit_ranges(out_shape, first, first + count)
     ranges = []

@@ -55,7 +55,9 @@ def _main_work(low: Lowering, layer: Layer, out: TensorBox, reads: list[tuple[in
     return layer.op, elements
 
 
-def _fetch_band(low: Lowering, rings: dict[str, Ring], layer: Layer, number: int, band: Band, roles: Roles, tile: int) -> tuple[Box, ...]:
+def _fetch_band(
+    low: Lowering, rings: dict[str, Ring], layer: Layer, number: int, band: Band, roles: Roles, tile: int
+) -> tuple[Box, ...]:
     operand = layer.operands[number]
     boxes = source_boxes(low.graph, layer, number, band)
     ring = rings.get("x" if number == 0 else f"aux{number}")
@@ -67,22 +69,30 @@ def _fetch_band(low: Lowering, rings: dict[str, Ring], layer: Layer, number: int
 
 def _parameters(low: Lowering, rings: dict[str, Ring], layer: Layer) -> list[tuple[int, Box]]:
     """Affine parameters, loaded once."""
-    boxes = [b for o in constant_operands(layer) for b in operand_boxes(low.graph.tensors, o, Band(0, 0, 1, 0, 1))]
+    boxes = [
+        b for o in constant_operands(layer) for b in operand_boxes(low.graph.tensors, o, Band(0, 0, 1, 0, 1))
+    ]
     if not boxes:
         return []
     found = low.fetch(rings.get("params"), 0, boxes, low.layer_id(layer), "weight", purpose=1)
     return [(5, b) for b in found]
 
 
-def _table_rows(low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, index: list[tuple[int, Box]], tile: int) -> tuple[int, Box]:
+def _table_rows(
+    low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, index: list[tuple[int, Box]], tile: int
+) -> tuple[int, Box]:
     """The rows of an embedding table that the indices of a band name: a gathering load, whose table box is nominal."""
     table = layer.operands[1].parts[0].tensor
     total, cols = low.graph.tensors[table].shape[2:]
     rows = band.r1 - band.r0
     name, target = f"{layer.name}:rows", (band.b, 0, band.r0, 0)
-    tensor = low.internal_tensor(name, low.graph.tensors[layer.output].shape, low.tensor_plans[table].element_bytes)
+    tensor = low.internal_tensor(
+        name, low.graph.tensors[layer.output].shape, low.tensor_plans[table].element_bytes
+    )
     slots = rings["params"].slots
-    buffer = low.builder.sram_buffer(tensor, slots.addresses[0], slots.slot_bytes, target, (1, 1, rows, cols), 0)
+    buffer = low.builder.sram_buffer(
+        tensor, slots.addresses[0], slots.slot_bytes, target, (1, 1, rows, cols), 0
+    )
     gathered = Box(buffer, target, (1, 1, rows, cols))
     low.builder.command(
         LOAD, low.dma_gang(1), layer=low.layer_id(layer), role=ROLE["weight"], tile=tile,
@@ -92,9 +102,13 @@ def _table_rows(low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band,
     return 5, gathered
 
 
-def _output(low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, number: int) -> tuple[TensorBox, Box]:
+def _output(
+    low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, number: int
+) -> tuple[TensorBox, Box]:
     cols = low.graph.tensors[layer.output].shape[3]
-    target = TensorBox(layer.output, (band.b, band.h0, band.r0, 0), (1, band.h1 - band.h0, band.r1 - band.r0, cols))
+    target = TensorBox(
+        layer.output, (band.b, band.h0, band.r0, 0), (1, band.h1 - band.h0, band.r1 - band.r0, cols)
+    )
     if low.is_resident(layer.output):
         return target, low.home(target)
     return target, rings["out"].get(number, lambda address, slot: low.place([target], address, slot))[0]
@@ -124,7 +138,9 @@ def lower_group_norm(low: Lowering, layer: Layer) -> None:
                 low.store(out, target, index, roles.store, tile=number)
 
 
-def _statistics(low: Lowering, rings: dict[str, Ring], layer: Layer, cut: list[Band], roles: Roles, image: int) -> Box:
+def _statistics(
+    low: Lowering, rings: dict[str, Ring], layer: Layer, cut: list[Band], roles: Roles, image: int
+) -> Box:
     groups = int(layer.attributes["groups"])
     images = low.graph.tensors[layer.output].shape[0]
     tensor = low.internal_tensor(f"{layer.name}:stats", (images, 1, groups, 2), STATS_BYTES)

@@ -69,7 +69,9 @@ class Builder:
             self.views[value] = stored(self.weight(value, shape, groups), shape, groups)
         return self.views[value]
 
-    def weight(self, value: str, shape: Sequence[int], groups: Groups, expand: Sequence[int] | None = None) -> str:
+    def weight(
+        self, value: str, shape: Sequence[int], groups: Groups, expand: Sequence[int] | None = None
+    ) -> str:
         """A weight tensor holding constant `value`, reshaped to `shape`, its dimensions laid out by `groups`.
 
         `expand` broadcasts the dimensions (after the transpose) to these sizes.
@@ -108,9 +110,7 @@ class Builder:
         base = scope or node.name
         name = self.unique(f"{base}.{suffix}" if suffix else base)
         target = value if value is not None else node.outputs[0]
-        self.add_tensor(
-            name, output.storage_shape, "intermediate", source=target, source_shape=output.shape
-        )
+        self.add_tensor(name, output.storage_shape, "intermediate", source=target, source_shape=output.shape)
         self.layers.append(
             Layer(
                 name=name,

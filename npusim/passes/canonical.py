@@ -148,9 +148,7 @@ def _slice(builder: Builder, node: Node) -> bool:
     if steps is not None and any(s != 1 for s in steps):
         return False
     out, value = builder.shape(node.outputs[0]), node.inputs[0]
-    changed = [
-        (int(axes[i]) % len(shape) if axes is not None else i, int(s)) for i, s in enumerate(starts)
-    ]
+    changed = [(int(axes[i]) % len(shape) if axes is not None else i, int(s)) for i, s in enumerate(starts)]
     changed = [(a, s + shape[a] if s < 0 else s) for a, s in changed if out[a] != shape[a]]
     if not changed:
         builder.views[node.outputs[0]] = view
@@ -190,7 +188,9 @@ def _conv(builder: Builder, node: Node) -> bool:
     spatial = tuple(range(2, len(kernel)))
     weight = builder.weight(node.inputs[1], kernel, ((), (), (0,), (*spatial, 1)))
     operands = [operand("x", x), weight_operand("weight", builder.tensors[weight]), *_bias(builder, node, 2)]
-    builder.emit(node, "conv", operands, stored("", out, groups), attributes=_conv_attributes(node, shape, kernel, out))
+    builder.emit(
+        node, "conv", operands, stored("", out, groups), attributes=_conv_attributes(node, shape, kernel, out)
+    )
     return True
 
 
@@ -218,14 +218,22 @@ def _conv_attributes(
 
 
 def _pads(
-    node: Node, size: Sequence[int], kernel: Sequence[int], out: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    node: Node,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    out: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
 ) -> tuple[int, int, int, int]:
     """(top, left, bottom, right) padding, resolving `auto_pad`."""
     rank = len(size)
     given = node.attributes.get("pads")
     mode = node.attributes.get("auto_pad", "NOTSET")
     if given is None or mode in ("SAME_UPPER", "SAME_LOWER"):
-        total = [max(0, (o - 1) * s + (k - 1) * d + 1 - n) for n, k, o, s, d in zip(size, kernel, out, strides, dilations, strict=True)]
+        total = [
+            max(0, (o - 1) * s + (k - 1) * d + 1 - n)
+            for n, k, o, s, d in zip(size, kernel, out, strides, dilations, strict=True)
+        ]
         if mode not in ("SAME_UPPER", "SAME_LOWER"):
             total = [0] * rank
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
@@ -250,7 +258,9 @@ def _gemm(builder: Builder, node: Node) -> bool:
         return False
     outputs_first = bool(node.attributes.get("transB", 0))
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
-    if bias and (not builder.is_constant(bias) or prod(builder.shape(bias)) != builder.shape(node.outputs[0])[-1]):
+    if bias and (
+        not builder.is_constant(bias) or prod(builder.shape(bias)) != builder.shape(node.outputs[0])[-1]
+    ):
         return False
     return _linear(builder, node, outputs_first=outputs_first, bias=_bias(builder, node, 2))
 
@@ -288,7 +298,11 @@ def _matmul(builder: Builder, node: Node) -> bool:
         return False
     x = _factor(a, row_dim=-2, col_dim=-1) or _factor(_to_heads(builder, node, a), row_dim=-2, col_dim=-1)
     keys = _factor(b, row_dim=-1, col_dim=-2)
-    y = keys or _factor(b, row_dim=-2, col_dim=-1) or _factor(_to_heads(builder, node, b), row_dim=-2, col_dim=-1)
+    y = (
+        keys
+        or _factor(b, row_dim=-2, col_dim=-1)
+        or _factor(_to_heads(builder, node, b), row_dim=-2, col_dim=-1)
+    )
     if x is None or y is None:
         return False
     attributes = {"heads": prod(x.heads), "y_rows": "outputs" if keys else "inputs"}
@@ -365,15 +379,31 @@ def _split_batch_view(x: View, y: View, *, scores: bool) -> View:
 def _unary(function: str) -> Callable[[Builder, Node], bool]:
     def handler(builder: Builder, node: Node) -> bool:
         view = builder.view(node.inputs[0])
-        attributes = {"function": function, **{k: v for k, v in node.attributes.items() if isinstance(v, int | float)}}
+        attributes = {
+            "function": function,
+            **{k: v for k, v in node.attributes.items() if isinstance(v, int | float)},
+        }
         builder.emit(node, "elementwise", [operand("x", view)], view, suffix=function, attributes=attributes)
         return True
 
     return handler
 
 
+def _clip_bounds(builder: Builder, node: Node, attributes: dict[str, Any]) -> bool:
+    """The constant bounds that Clip has as inputs; False if they are computed at run time."""
+    for name, value in zip(("min", "max"), node.inputs[1:3], strict=False):
+        if value:
+            bound = builder.scalar(value)
+            if bound is None:
+                return False
+            attributes[name] = bound
+    return True
+
+
 def _binary(function: str) -> Callable[[Builder, Node], bool]:
     def handler(builder: Builder, node: Node) -> bool:
+        if len(node.inputs) != 2:
+            return False
         swap = _primary(builder, node) == 1
         x, other = (node.inputs[1], node.inputs[0]) if swap else (node.inputs[0], node.inputs[1])
         view = _broadcast_first(builder, node, x)
@@ -384,10 +414,24 @@ def _binary(function: str) -> Callable[[Builder, Node], bool]:
             scale = _scale(function, factor, swap=swap)
             if scale is not None:
                 attributes.update(function="scale", value=scale)
-            builder.emit(node, "elementwise", [operand("x", view)], view, suffix=attributes["function"], attributes=attributes)
+            builder.emit(
+                node,
+                "elementwise",
+                [operand("x", view)],
+                view,
+                suffix=attributes["function"],
+                attributes=attributes,
+            )
             return True
         view, second_operand = _second_operand(builder, node, view, other)
-        builder.emit(node, "elementwise", [operand("x", view), second_operand], view, suffix=function, attributes=attributes)
+        builder.emit(
+            node,
+            "elementwise",
+            [operand("x", view), second_operand],
+            view,
+            suffix=function,
+            attributes=attributes,
+        )
         return True
 
     return handler
@@ -461,7 +505,9 @@ def _constant_operand(builder: Builder, view: View, value: str) -> Operand:
             pieces.append(1)
     order = [[position[i] for i in view.axis_atoms(axis)] for axis in range(4)]
     axis_used = [any(pieces[p] > 1 for p in axis) for axis in order]
-    expand = [view.atoms[i].size if axis_used[axis] else 1 for axis in range(4) for i in view.axis_atoms(axis)]
+    expand = [
+        view.atoms[i].size if axis_used[axis] else 1 for axis in range(4) for i in view.axis_atoms(axis)
+    ]
     rest = [p for p in range(len(pieces)) if p not in position.values()]
     order[0] = [*rest, *order[0]]
     groups: Groups = (tuple(order[0]), tuple(order[1]), tuple(order[2]), tuple(order[3]))
@@ -478,7 +524,9 @@ def _softmax(builder: Builder, node: Node) -> bool:
 def _layer_norm(builder: Builder, node: Node) -> bool:
     axis = node.attributes.get("axis", -1)
     scale = [o for i in (1, 2) for o in _affine(builder, node, i)]
-    return _over_cols(builder, node, "layer_norm", axis, scale, {"epsilon": float(node.attributes.get("epsilon", 1e-5))})
+    return _over_cols(
+        builder, node, "layer_norm", axis, scale, {"epsilon": float(node.attributes.get("epsilon", 1e-5))}
+    )
 
 
 def _affine(builder: Builder, node: Node, index: int) -> list[Operand]:
@@ -496,12 +544,21 @@ def _over_cols(
     view = builder.view(node.inputs[0])
     rank = len(view.dims)
     first = axis % rank if rank else 0
-    over = tuple(i for d in range(first, rank) for i in view.dims[d]) if op == "layer_norm" else view.dims[first]
+    over = (
+        tuple(i for d in range(first, rank) for i in view.dims[d]) if op == "layer_norm" else view.dims[first]
+    )
     if over != view.axis_atoms(3):
         dims = tuple(range(first, rank)) if op == "layer_norm" else (first,)
         rest = tuple(d for d in range(rank) if d not in dims)
         view = builder.arranged(node, view, ((), (), rest, dims))
-    builder.emit(node, op, [operand("x", view), *more], view, suffix="" if op != "softmax" else "softmax", attributes=attributes)
+    builder.emit(
+        node,
+        op,
+        [operand("x", view), *more],
+        view,
+        suffix="" if op != "softmax" else "softmax",
+        attributes=attributes,
+    )
     return True
 
 
@@ -512,7 +569,10 @@ def _group_norm(builder: Builder, node: Node) -> bool:
     affine = [o for i in (1, 2) for o in _affine(builder, node, i)]
     if any(o.cols not in (shape[1],) for o in affine):
         return False
-    attributes = {"groups": int(node.attributes["num_groups"]), "epsilon": float(node.attributes.get("epsilon", 1e-5))}
+    attributes = {
+        "groups": int(node.attributes["num_groups"]),
+        "epsilon": float(node.attributes.get("epsilon", 1e-5)),
+    }
     builder.emit(node, "group_norm", [operand("x", view), *affine], view, attributes=attributes)
     return True
 
@@ -535,7 +595,9 @@ def _resize(builder: Builder, node: Node) -> bool:
     if scales is not None and scales.size == 4:
         attributes["scales"] = (float(scales[2]), float(scales[3]))
     view = builder.arranged(node, builder.view(node.inputs[0]), _IMAGE)
-    builder.emit(node, "resize", [operand("x", view)], stored("", out, _IMAGE), suffix="resize", attributes=attributes)
+    builder.emit(
+        node, "resize", [operand("x", view)], stored("", out, _IMAGE), suffix="resize", attributes=attributes
+    )
     return True
 
 
@@ -546,13 +608,21 @@ def _pool(function: str) -> Callable[[Builder, Node], bool]:
             return False
         view = builder.arranged(node, builder.view(node.inputs[0]), _IMAGE)
         if node.op.startswith("Global"):
-            attributes = {"in_hw": shape[2:], "out_hw": (1, 1), "kernel": shape[2:], "stride": (1, 1), "pads": (0, 0, 0, 0)}
+            attributes = {
+                "in_hw": shape[2:],
+                "out_hw": (1, 1),
+                "kernel": shape[2:],
+                "stride": (1, 1),
+                "pads": (0, 0, 0, 0),
+            }
         else:
             kernel = (1, 1, *node.attributes["kernel_shape"])
             attributes = _conv_attributes(node, shape, kernel, out)
         attributes["function"] = function
         attributes["count_include_pad"] = int(node.attributes.get("count_include_pad", 0))
-        builder.emit(node, "pool", [operand("x", view)], stored("", out, _IMAGE), suffix="pool", attributes=attributes)
+        builder.emit(
+            node, "pool", [operand("x", view)], stored("", out, _IMAGE), suffix="pool", attributes=attributes
+        )
         return True
 
     return handler
@@ -560,7 +630,11 @@ def _pool(function: str) -> Callable[[Builder, Node], bool]:
 
 def _gather(builder: Builder, node: Node) -> bool:
     """Rows of a constant table (an embedding)."""
-    if not builder.is_constant(node.inputs[0]) or builder.is_constant(node.inputs[1]) or node.attributes.get("axis", 0) != 0:
+    if (
+        not builder.is_constant(node.inputs[0])
+        or builder.is_constant(node.inputs[1])
+        or node.attributes.get("axis", 0) != 0
+    ):
         return False
     table = builder.shape(node.inputs[0])
     if len(table) != 2:
@@ -579,7 +653,9 @@ def _unknown(builder: Builder, node: Node) -> None:
     builder.unmodelled.setdefault(node.op, []).extend(node.sources)
     views = [builder.view(i) for i in node.inputs if i and prod(builder.shape(i))]
     if not views:
-        raise ModelError(f"node '{node.name}' ({node.op}) has no run-time input and cannot be folded; npusim cannot place it")
+        raise ModelError(
+            f"node '{node.name}' ({node.op}) has no run-time input and cannot be folded; npusim cannot place it"
+        )
     for number, output in enumerate(o for o in node.outputs if o):
         shape = builder.shape(output)
         groups = default_groups(len(shape), image=len(shape) == 4)

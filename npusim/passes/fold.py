@@ -54,7 +54,9 @@ def _inputs_data(node: Node, values: Mapping[str, Value], constants: Mapping[str
     return {i: constants[i] for i in node.inputs if i in constants}
 
 
-def _fold_node(node: Node, known: Mapping[str, Array], values: dict[str, Value], constants: dict[str, Array]) -> bool:
+def _fold_node(
+    node: Node, known: Mapping[str, Array], values: dict[str, Value], constants: dict[str, Array]
+) -> bool:
     """Evaluate the node if it can be; True if its outputs are constants now."""
     results: tuple[Array, ...] | None = None
     if node.op in ("Shape", "Size"):
@@ -89,7 +91,9 @@ def _evaluate(node: Node, known: Mapping[str, Array]) -> tuple[Array, ...] | Non
         with np.errstate(all="ignore"):
             result = _EVALUATE[node.op](node.attributes, *arguments)
     except (ValueError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"node '{node.name}' ({node.op}) cannot be evaluated on its constants ({error}); export the model again") from error
+        raise ModelError(
+            f"node '{node.name}' ({node.op}) cannot be evaluated on its constants ({error}); export the model again"
+        ) from error
     if result is None:
         return None
     return tuple(np.asarray(r) for r in result) if isinstance(result, tuple | list) else (np.asarray(result),)
@@ -102,7 +106,9 @@ def _limit(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _slice(data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
+def _slice(
+    data: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
+) -> Array:
     index: list[slice] = [slice(None)] * data.ndim
     for i, (start, end) in enumerate(zip(starts.ravel(), ends.ravel(), strict=True)):
         axis = int(axes.ravel()[i]) if axes is not None else i
@@ -163,7 +169,9 @@ def _split(attributes: Mapping[str, Any], data: Array, sizes: Array | None = Non
 #: What shape arithmetic uses: (attributes, *inputs) -> output or outputs; None where it does not apply.
 _EVALUATE: Mapping[str, Callable[..., Any]] = {
     "Constant": _constant,
-    "ConstantOfShape": lambda a, s: np.full(_limit(s), np.asarray(a.get("value", np.zeros(1, np.float32))).ravel()[0]),
+    "ConstantOfShape": lambda a, s: np.full(
+        _limit(s), np.asarray(a.get("value", np.zeros(1, np.float32))).ravel()[0]
+    ),
     "Gather": lambda a, x, i: np.take(x, i.astype(np.int64), axis=a.get("axis", 0)),
     "Concat": lambda a, *xs: np.concatenate(xs, axis=a["axis"]),
     "Slice": lambda a, x, *r: _slice(x, *(r or (np.asarray(a["starts"]), np.asarray(a["ends"])))),
@@ -199,13 +207,19 @@ _EVALUATE: Mapping[str, Callable[..., Any]] = {
     "Less": lambda a, x, y: np.less(x, y),
     "LessOrEqual": lambda a, x, y: np.less_equal(x, y),
     "Where": lambda a, c, x, y: np.where(c, x, y),
-    "ReduceProd": lambda a, x, axes=None: np.prod(x, axis=_axes_of(a, axes), keepdims=bool(a.get("keepdims", 1))),
+    "ReduceProd": lambda a, x, axes=None: np.prod(
+        x, axis=_axes_of(a, axes), keepdims=bool(a.get("keepdims", 1))
+    ),
     "Trilu": lambda a, x, k=0: (np.triu if a.get("upper", 1) else np.tril)(x, int(k)),
-    "CumSum": lambda a, x, axis: None if a.get("reverse") or a.get("exclusive") else np.cumsum(x, axis=int(axis)),
+    "CumSum": lambda a, x, axis: (
+        None if a.get("reverse") or a.get("exclusive") else np.cumsum(x, axis=int(axis))
+    ),
 }
 
 
-def _complete_shapes(node: Node, values: dict[str, Value], constants: Mapping[str, Array], opset: int) -> None:
+def _complete_shapes(
+    node: Node, values: dict[str, Value], constants: Mapping[str, Array], opset: int
+) -> None:
     """Infer the node's output shapes where whole-model inference could not."""
     unknown = [o for o in node.outputs if o and (o not in values or values[o].shape is None)]
     if not unknown:
@@ -233,8 +247,12 @@ def _shape_from_inputs(node: Node, values: dict[str, Value], missing: list[str])
     return True
 
 
-def _unknown_shape_message(node: Node, output: str, values: Mapping[str, Value], constants: Mapping[str, Array]) -> str:
-    absent = [i for i in node.inputs[1:] if i and i not in constants and i in values and values[i].dtype == "int64"]
+def _unknown_shape_message(
+    node: Node, output: str, values: Mapping[str, Value], constants: Mapping[str, Array]
+) -> str:
+    absent = [
+        i for i in node.inputs[1:] if i and i not in constants and i in values and values[i].dtype == "int64"
+    ]
     if absent:
         return (
             f"node '{node.name}' ({node.op}): the shape of '{output}' depends on '{absent[0]}', whose data is not in the file; "
@@ -246,7 +264,10 @@ def _unknown_shape_message(node: Node, output: str, values: Mapping[str, Value],
 def _is_identity(node: Node, values: Mapping[str, Value]) -> bool:
     if node.op in _IDENTITIES:
         return True
-    source, result = values.get(node.inputs[0]) if node.inputs and node.inputs[0] else None, values.get(node.outputs[0])
+    source, result = (
+        values.get(node.inputs[0]) if node.inputs and node.inputs[0] else None,
+        values.get(node.outputs[0]),
+    )
     if source is None or result is None:
         return False
     if node.op == "Cast":  # between float types: a matter of precision, which the plan decides

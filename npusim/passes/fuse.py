@@ -10,7 +10,18 @@ from npusim.graph import Epilogue, Graph, Layer, Operand, Part, Tensor
 _PRODUCTS = frozenset({"conv", "linear"})
 _NORMS = frozenset({"group_norm", "layer_norm"})
 _ACTIVATIONS = frozenset(
-    {"silu", "gelu", "quick_gelu", "relu", "sigmoid", "tanh", "hard_swish", "hard_sigmoid", "leaky_relu", "clip"}
+    {
+        "silu",
+        "gelu",
+        "quick_gelu",
+        "relu",
+        "sigmoid",
+        "tanh",
+        "hard_swish",
+        "hard_sigmoid",
+        "leaky_relu",
+        "clip",
+    }
 )
 _COMMUTATIVE = frozenset({"add", "mul"})
 
@@ -107,7 +118,13 @@ def _merged(state: _State, source: int, layer: Layer, joined: Operand, function:
 
 
 def _as_bias(state: _State, producer: Layer, others: tuple[Operand, ...], function: str) -> Operand | None:
-    if producer.op not in _PRODUCTS or producer.epilogue or producer.operand("bias") or function != "add" or not others:
+    if (
+        producer.op not in _PRODUCTS
+        or producer.epilogue
+        or producer.operand("bias")
+        or function != "add"
+        or not others
+    ):
         return None
     tensor = _whole(state, others[0])
     if tensor is None or state.tensors[tensor].kind != "weight":
@@ -116,19 +133,23 @@ def _as_bias(state: _State, producer: Layer, others: tuple[Operand, ...], functi
     return replace(others[0], role="bias") if state.tensors[tensor].shape == (1, 1, 1, outputs) else None
 
 
-def _as_epilogue(producer: Layer, layer: Layer, others: tuple[Operand, ...], function: str) -> Epilogue | None:
+def _as_epilogue(
+    producer: Layer, layer: Layer, others: tuple[Operand, ...], function: str
+) -> Epilogue | None:
     if function == "scale":
         return Epilogue("scale", value=float(layer.attributes["value"]))
     if producer.op in _NORMS and others:
         return None
     if function in _ACTIVATIONS and not others and producer.op != "matmul":
-        return Epilogue(function)
+        return Epilogue(function, parameters=_parameters(layer))
     if function in _COMMUTATIVE and others and (others[0].role != "x" or len(others[0].parts) == 1):
         return Epilogue(function, operand=len(producer.operands))
     return None
 
 
-def _joined(producer: Layer, layer: Layer, operands: tuple[Operand, ...], epilogue: tuple[Epilogue, ...]) -> Layer:
+def _joined(
+    producer: Layer, layer: Layer, operands: tuple[Operand, ...], epilogue: tuple[Epilogue, ...]
+) -> Layer:
     sources = (*producer.sources, *(s for s in layer.sources if s not in producer.sources))
     return replace(producer, operands=operands, output=layer.output, epilogue=epilogue, sources=sources)
 
@@ -136,7 +157,12 @@ def _joined(producer: Layer, layer: Layer, operands: tuple[Operand, ...], epilog
 def _merge_geglu(state: _State, position: int) -> bool:
     """linear, halves, half x gelu(other half): one linear layer whose pieces are gated before they are stored."""
     product = state.layers[position]
-    if product is None or product.op != "elementwise" or product.attributes["function"] != "mul" or len(product.operands) != 2:
+    if (
+        product is None
+        or product.op != "elementwise"
+        or product.attributes["function"] != "mul"
+        or len(product.operands) != 2
+    ):
         return False
     for gate, value in (product.operands, product.operands[::-1]):
         merged = _geglu_layer(state, position, product, gate, value)
@@ -148,7 +174,12 @@ def _merge_geglu(state: _State, position: int) -> bool:
 def _geglu_layer(state: _State, position: int, product: Layer, gate: Operand, value: Operand) -> Layer | None:
     gelu_position = _sole_producer(state, gate, position)
     gelu = state.layers[gelu_position] if gelu_position is not None else None
-    if gelu is None or gelu_position is None or gelu.op != "elementwise" or gelu.attributes["function"] != "gelu":
+    if (
+        gelu is None
+        or gelu_position is None
+        or gelu.op != "elementwise"
+        or gelu.attributes["function"] != "gelu"
+    ):
         return None
     source = gelu.operands[0]
     if len(source.parts) != 1 or len(value.parts) != 1 or source.parts[0].tensor != value.parts[0].tensor:
@@ -158,14 +189,20 @@ def _geglu_layer(state: _State, position: int, product: Layer, gate: Operand, va
     linear = state.layers[at] if at is not None else None
     cols = state.tensors[tensor].shape[3]
     halves = (value.parts[0].start, source.parts[0].start, value.parts[0].size * 2)
-    if linear is None or at is None or linear.op != "linear" or linear.epilogue or halves != (0, cols // 2, cols):
+    if (
+        linear is None
+        or at is None
+        or linear.op != "linear"
+        or linear.epilogue
+        or halves != (0, cols // 2, cols)
+    ):
         return None
     if sorted(state.readers[tensor]) != sorted({gelu_position, position}):
         return None
     sources = (*linear.sources, *gelu.sources, *product.sources)
     merged = replace(
         linear, output=product.output, sources=tuple(dict.fromkeys(sources)),
-        epilogue=(Epilogue("geglu"),), attributes={**linear.attributes, "gated": True},
+        epilogue=(Epilogue("geglu", parameters=_parameters(gelu)),), attributes={**linear.attributes, "gated": True},
     )  # fmt: skip
     state.replace(position, merged, gone=gelu_position)
     state.replace(position, merged, gone=at)
@@ -185,14 +222,21 @@ def _group_attention(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     groups: dict[str, str] = {}
     for values in layers:
         softmax = producer.get(values.operands[0].parts[0].tensor)
-        if values.op != "matmul" or softmax is None or softmax.op != "softmax" or readers[softmax.output] != 1:
+        if (
+            values.op != "matmul"
+            or softmax is None
+            or softmax.op != "softmax"
+            or readers[softmax.output] != 1
+        ):
             continue
         scores = producer.get(softmax.operands[0].parts[0].tensor)
         if scores is None or scores.op != "matmul" or readers[scores.output] != 1:
             continue
         name = values.name.removesuffix(".pv")
         groups.update(dict.fromkeys((scores.name, softmax.name, values.name), name))
-    return tuple(replace(layer, group=groups[layer.name]) if layer.name in groups else layer for layer in layers)
+    return tuple(
+        replace(layer, group=groups[layer.name]) if layer.name in groups else layer for layer in layers
+    )
 
 
 def _rename_tensors(graph: Graph) -> Graph:
@@ -200,13 +244,17 @@ def _rename_tensors(graph: Graph) -> Graph:
     names = {layer.output: layer.name for layer in graph.layers}
 
     def renamed(operand: Operand) -> Operand:
-        return replace(operand, parts=tuple(replace(p, tensor=names.get(p.tensor, p.tensor)) for p in operand.parts))
+        return replace(
+            operand, parts=tuple(replace(p, tensor=names.get(p.tensor, p.tensor)) for p in operand.parts)
+        )
 
     tensors: Mapping[str, Tensor] = {
-        names.get(name, name): replace(tensor, name=names.get(name, name)) for name, tensor in graph.tensors.items()
+        names.get(name, name): replace(tensor, name=names.get(name, name))
+        for name, tensor in graph.tensors.items()
     }
     layers = tuple(
-        replace(layer, output=names[layer.output], operands=tuple(renamed(o) for o in layer.operands)) for layer in graph.layers
+        replace(layer, output=names[layer.output], operands=tuple(renamed(o) for o in layer.operands))
+        for layer in graph.layers
     )
     outputs = tuple(replace(w, parts=renamed(Operand(role="x", parts=w.parts)).parts) for w in graph.outputs)
     held = {part.tensor for window in outputs for part in window.parts}

@@ -157,7 +157,13 @@ def _group_norm(index: _Index, norm: Node) -> _Match | None:
     if before is None or before.op != "Reshape" or after is None or len(index.users[before.outputs[0]]) != 1:
         return None
     x, grouped = index.shape(before.inputs[0]), index.shape(before.outputs[0])
-    if len(x) < 3 or len(grouped) < 3 or index.shape(after.outputs[0]) != x or grouped[0] != x[0] or x[1] % grouped[1]:
+    if (
+        len(x) < 3
+        or len(grouped) < 3
+        or index.shape(after.outputs[0]) != x
+        or grouped[0] != x[0]
+        or x[1] % grouped[1]
+    ):
         return None
     if not _is_plain(index, norm):
         return None
@@ -200,4 +206,3 @@ _MATCHERS: Mapping[str, tuple[Callable[[_Index, Node], _Match | None], ...]] = {
     "Erf": (_gelu,),
     "InstanceNormalization": (_group_norm,),
 }
-

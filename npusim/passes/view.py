@@ -89,7 +89,8 @@ def default_groups(rank: int, *, image: bool) -> Groups:
 def is_arranged(view: View, groups: Groups) -> bool:
     """Whether the storage axes already hold exactly these dimensions, in this order."""
     return all(
-        view.axis_atoms(axis) == tuple(atom for dim in group for atom in view.dims[dim]) for axis, group in enumerate(groups)
+        view.axis_atoms(axis) == tuple(atom for dim in group for atom in view.dims[dim])
+        for axis, group in enumerate(groups)
     )
 
 

@@ -1,0 +1,27 @@
+"""Runs against the installed wheel, outside the checkout (copied there by tools/check_wheel.sh)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import npusim
+from npusim import api
+from npusim.hardware import load_npu, preset_names
+from npusim.models import zoo
+
+
+def test_the_package_is_the_installed_one() -> None:
+    assert "site-packages" in Path(npusim.__file__).parts
+
+
+def test_every_zoo_network_and_preset_ships() -> None:
+    assert all(len(zoo.graph_bytes(name)) > 1000 for name in zoo.names())
+    assert {load_npu(name).name for name in preset_names()} == set(preset_names())
+
+
+def test_profiling_needs_no_torch() -> None:
+    found = api.profile("bk-sdm-tiny", tiles="sram")
+    assert isinstance(found, api.Profile)
+    assert found.summary["macs"] == 242_754_519_040
+    assert "torch" not in sys.modules
