@@ -193,7 +193,7 @@ def _quiet() -> Iterator[None]:
 def _dynamo_program(network: Any, architecture: Architecture, spelling: Spelling) -> Any:
     torch = require_torch()
     with _quiet(), torch.no_grad():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             traced(network, architecture),
             example_inputs(architecture, spelling.dtype),
             dynamo=True,
@@ -202,6 +202,21 @@ def _dynamo_program(network: Any, architecture: Architecture, spelling: Spelling
             output_names=[architecture.output],
             verbose=False,
         )
+    _drop_idle_squeezes(program.model)
+    return program
+
+
+def _drop_idle_squeezes(model: Any) -> None:
+    """Remove each Squeeze of a dimension that is not 1: nothing to torch, an error to ONNX (see PixArt)."""
+    import onnx_ir
+
+    for node in list(model.graph):
+        if node.op_type != "Squeeze" or len(node.inputs) < 2 or node.inputs[1].const_value is None:
+            continue
+        source, axes = node.inputs[0], node.inputs[1].const_value.numpy()
+        if all(source.shape[int(axis)] != 1 for axis in axes.flatten()):
+            onnx_ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
 
 
 def write_legacy(network: Any, architecture: Architecture, spelling: Spelling, path: Path) -> None:

@@ -173,6 +173,12 @@ def test_graphs_keep_as_many_weights_as_the_network_has_parameters(name: str, sp
     assert elements == pytest.approx(zoo.card(name).parameters, rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "spelling"), SHIPPED)
+def test_every_shape_of_a_graph_follows_by_strict_inference(name: str, spelling: str) -> None:
+    inferred = onnx.shape_inference.infer_shapes(load(name, spelling), strict_mode=True)
+    assert inferred.graph.output[0].type.tensor_type.HasField("shape")
+
+
 def test_stripped_nodes_keep_the_module_scope_for_the_roll_up() -> None:
     scopes = {prop.value for node in load("bk-sdm-tiny").graph.node for prop in node.metadata_props}
     assert (
