@@ -1,0 +1,93 @@
+"""Small pieces of HTML. Every text that is not ours goes through `html.escape`, every embedded JSON through `embed`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = ("decode.js", "windows.js", "timeline.js", "interact.js", "tables.js", "page.js")
+
+
+def embed(value: Any) -> str:
+    """JSON that can stand inside a script element: it holds no `<`."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def number(value: float, text: str) -> str:
+    """A figure as people read it, with its full value beside it for whoever looks (and for tests)."""
+    return f'<data value="{escape(repr(value))}" title="{escape(repr(value))}">{escape(text)}</data>'
+
+
+def path_name(name: str) -> str:
+    """A module path that may break after its dots."""
+    return escape(name).replace(".", ".<wbr>")
+
+
+def card(label: str, figure: str, note: str = "") -> str:
+    """One figure of the headline; `figure` and `note` are HTML."""
+    extra = f'<dd class="note">{note}</dd>' if note else ""
+    return f'<div><dt>{escape(label)}</dt><dd class="figure">{figure}</dd>{extra}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, numbers: int = 1) -> str:
+    """A table in a box that scrolls sideways. Cells are HTML; from column `numbers` on they are set right.
+
+    Args:
+        head: column titles, plain text.
+        label: what the table shows, for those who cannot see it.
+    """
+    classes = ["" if i < numbers else ' class="number"' for i in range(len(head))]
+    titles = "".join(f'<th scope="col"{c}>{escape(h)}</th>' for h, c in zip(head, classes, strict=True))
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td{c}>{cell}</td>" for cell, c in zip(row[1:], classes[1:], strict=True))
+        lines.append(f'<tr><th scope="row" class="wrap">{row[0]}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
+        f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def section(name: str, title: str, body: str) -> str:
+    """One section of the page."""
+    return f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>{body}</section>'
+
+
+def plot(name: str, label: str) -> str:
+    """The place of a figure that the page draws."""
+    return f'<div class="plot" id="{name}" role="group" aria-label="{escape(label)}"></div>'
+
+
+def resource(name: str) -> str:
+    """Text of a file beside this module."""
+    return files("npusim.reports").joinpath(name).read_text("utf-8")
+
+
+def plotly_script() -> str:
+    """plotly.js, from the plotly package, which is found but not imported (that takes half a second)."""
+    spec = find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the report embeds plotly.js, and plotly is not installed; pip install plotly"
+        )
+    return Path(spec.submodule_search_locations[0], "package_data", "plotly.min.js").read_text("utf-8")
+
+
+def assemble(values: Mapping[str, str]) -> str:
+    """The page: `page.html` with our scripts, styles and `values` filled in; only these scripts may run in it."""
+    script = "\n".join(resource(name) for name in SCRIPTS)
+    parts = dict(values) | {"css": resource("page.css"), "plotly": plotly_script(), "script": script}
+    parts["hashes"] = " ".join(f"'sha256-{_digest(parts[name])}'" for name in ("plotly", "script"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource("page.html"))
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

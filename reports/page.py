@@ -1,0 +1,138 @@
+"""`report.html`: one file that works offline. It draws only what is in sight, so that a million commands open too."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npusim.dtypes import PAIRS
+from npusim.program import OPCODES, ROLES
+from npusim.reports.engines import engines
+from npusim.reports.events import event_columns, gangs, quantum_ps, slices
+from npusim.reports.layers import LayerFigures, layer_figures, layer_rows
+from npusim.reports.markup import assemble, embed
+from npusim.reports.memory import add_memory_columns
+from npusim.reports.roofline import roofline
+from npusim.reports.sections import (
+    critical_section,
+    engine_section,
+    headline,
+    hint_section,
+    layer_section,
+    roofline_section,
+    segment_section,
+    table6_section,
+    timeline_section,
+)
+from npusim.reports.source import Profiled, planned_trace
+from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT
+from npusim.reports.tiles import curves
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SECTIONS = (
+    ("headline", "headline"), ("hints", "hints"), ("timeline", "timeline"), ("engines", "engines"), ("critical", "critical path"),
+    ("roofline", "roofline"), ("segments", "segments"), ("table6", "attention"), ("layers", "layers"),
+)  # fmt: skip
+PALETTE = {
+    "categories": list(CATEGORIES.items()),
+    "kinds": list(KINDS.items()),
+    "accent": ACCENT,
+    "limit": LIMIT,
+}
+STALLS = ("nothing", "DMA", "a dependency", "its turn in the queue")
+
+
+def write_report(profile: Profiled, path: Path) -> None:
+    """Write the page of one run."""
+    path.write_text(report_html(profile), "utf-8")
+
+
+def report_html(profile: Profiled) -> str:
+    """The page of one run, as text."""
+    figures = layer_figures(profile)
+    plan = profile.plan
+    return assemble({
+        "title": escape(f"{plan.model.name} on {plan.npu.name}"),
+        "subtitle": escape(subtitle(profile)),
+        "nav": "".join(f'<a href="#{name}">{title}</a>' for name, title in SECTIONS),
+        "sections": "\n".join((
+            headline(profile, figures), hint_section(profile, figures), timeline_section(), engine_section(profile),
+            critical_section(profile, figures), roofline_section(profile), segment_section(profile.summary),
+            table6_section(profile.summary), layer_section(),
+        )),
+        "data": embed(report_data(profile, figures)),
+    })  # fmt: skip
+
+
+def subtitle(profile: Profiled) -> str:
+    """What was asked for, in one line."""
+    plan, options = profile.plan, profile.plan.options
+    return (
+        f"{plan.npu.title}; tiles {options.tiles}, segments {options.segments}, precision {options.precision}, "
+        f"{options.policy} issue; npusim {plan.npusim_version}"
+    )
+
+
+def report_data(profile: Profiled, figures: LayerFigures) -> dict[str, Any]:
+    """What the page's scripts draw."""
+    return {
+        "palette": PALETTE,
+        "runs": [run_data(profile, figures, memory=True)],
+        "layers": layer_columns(profile, figures),
+        "figures": {
+            "engines-plot": engines(profile.program, planned_trace(profile)),
+            "roofline-plot": roofline(profile, figures),
+        },
+        "curves": curves(profile.summary),
+    }
+
+
+def run_data(profile: Profiled, figures: LayerFigures, *, memory: bool) -> dict[str, Any]:
+    """One run for the timeline: names, and the columns as text; with `memory` also SRAM and DRAM over time."""
+    program, trace, plan = profile.program, planned_trace(profile), profile.plan
+    quantum = quantum_ps(trace.makespan_ps)
+    columns, counts = event_columns(program, trace, profile.work, quantum, figures.command_critical_ps > 0)
+    if memory:
+        add_memory_columns(columns, program, trace, quantum)
+    precisions = {layer.name: layer.precision for layer in plan.layers}
+    return {
+        "quantum": quantum, "makespan": -(-trace.makespan_ps // quantum), "lanes": program.lanes,
+        "gangs": gangs(program, counts), "layers": program.layers, "slices": slices(program),
+        "precisions": [precisions.get(name, plan.options.precision) for name in program.layers],
+        "segments": program.segments, "functions": program.functions, "tensors": program.tensors.name, "opcodes": OPCODES,
+        "roles": ROLES, "pairs": PAIRS, "stalls": STALLS, "categories": len(CATEGORIES), "capacity": plan.npu.sram.sram_bytes,
+        "dram_limit": plan.npu.dram.dram_shared_bytes_per_s, "index": columns.index(), "text": columns.text(),
+    }  # fmt: skip
+
+
+def layer_columns(profile: Profiled, figures: LayerFigures) -> dict[str, list[Any]]:
+    """The layer table by columns; times as integer picoseconds, so that sums on the page are exact."""
+    rows = layer_rows(profile, figures)
+    named = (
+        "name",
+        "op",
+        "block",
+        "sub",
+        "shape",
+        "precision",
+        "slices",
+        "macs",
+        "dram_bytes",
+        "spill_bytes",
+    )
+    found: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in named}
+    found["mac_share"] = np.round(figures.mac_utilization, 6).tolist()
+    found["critical_ps"], found["busy_ps"] = figures.critical_ps.tolist(), figures.busy_ps.tolist()
+    return found
+
+
+def figure(description: dict[str, Any]) -> go.Figure:
+    """A figure of this package as a plotly object, for notebooks (plotly is imported here, and only here)."""
+    import plotly.graph_objects as go
+
+    return go.Figure(description)

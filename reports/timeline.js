@@ -1,0 +1,163 @@
+"use strict";
+// The timeline: one lane per engine and DMA channel; DRAM bandwidth, SRAM occupancy and address map on the same axis.
+
+const LANE = 24, GAP = 44, BANDS = { dram: 110, sram: 120, map: 180 };
+const MAP_ROWS = 96;
+
+/** Append a rectangle to an outline of many. */
+function rectangle({ x, y }, left, right, low, high) {
+  x.push(left, left, right, right, left, NaN);
+  y.push(low, high, high, low, low, NaN);
+}
+
+class Timeline {
+  /** `runs`: one run (with memory), or several to compare (lanes only). Times are picoseconds / 1e9 = ms on the axis. */
+  constructor(box, runs, palette) {
+    Object.assign(this, { box, runs, palette });
+    this.plot = box.querySelector(".plot");
+    this.tip = box.querySelector(".tip");
+    this.memory = runs.length === 1;
+    this.lanes = runs.flatMap((run, r) => run.lanes.map((name, lane) => ({ run, lane, name: this.memory ? name : `${"AB"[r]} · ${name}` })));
+    this.total = Math.max(...runs.map((run) => run.makespan * run.quantum)) / 1e9;
+    this.range = [0, this.total];
+    this.selected = null;
+    this.marked = null;
+    this.listen();
+  }
+
+  get width() { return Math.max(200, this.plot.clientWidth - 100); }
+
+  bands() {
+    const names = this.memory ? ["dram", "sram", "map"] : [];
+    const lanes = this.lanes.length * LANE;
+    const height = lanes + names.reduce((sum, name) => sum + GAP + BANDS[name], 0);
+    const domains = { lanes: [1 - lanes / height, 1] };
+    let at = lanes;
+    for (const name of names) {
+      at += GAP;
+      domains[name] = [Math.max(0, 1 - (at + BANDS[name]) / height), 1 - at / height];
+      at += BANDS[name];
+    }
+    return { height: height + 60, domains };
+  }
+
+  /** Filled outlines, one trace per category: few DOM nodes however many blocks. */
+  laneTraces(from, to, bin) {
+    const shapes = this.palette.categories.map(() => ({ x: [], y: [] }));
+    const path = { x: [], y: [] };
+    const showPath = this.box.querySelector(".show-critical")?.checked;
+    this.lanes.forEach(({ run, lane }, row) => {
+      const q = run.quantum / 1e9, floor = row + 0.4;
+      for (const gang of run.gangs) {
+        if (!gang.lanes.includes(lane)) continue;
+        eachBlock(run, gang, from / q, to / q, bin / q, (start, end, category, share, count, critical) => {
+          const top = floor - 0.8 * Math.max(0.12, Math.min(1, share));
+          const left = start * q, right = Math.max(end * q, left + bin / 2);
+          rectangle(shapes[category], left, right, floor, top);
+          if (critical && showPath) rectangle(path, left, right, floor + 0.1, floor);
+        });
+      }
+    });
+    const filled = (shape, fillcolor) => ({ type: "scatter", mode: "none", fill: "toself", ...shape, hoverinfo: "skip", fillcolor });
+    const traces = shapes.map((shape, i) => filled(shape, this.palette.categories[i][1]));
+    traces.push(filled(path, colourOf("--text")));
+    return traces;
+  }
+
+  memoryTraces(from, to) {
+    const run = this.runs[0], q = run.quantum / 1e9, bins = Math.round(this.width);
+    const scaled = (steps, factor) => ({ x: steps.x.map((t) => t * q), y: steps.y.map((v) => v * factor) });
+    const area = (steps, yaxis) => ({
+      type: "scatter", mode: "lines", ...steps, yaxis, fill: "tozeroy", hoverinfo: "skip",
+      line: { shape: "hv", width: 1, color: this.palette.accent, simplify: false },
+    });
+    const columns = Math.min(800, bins), left = Math.max(0, from), right = Math.min(this.total, to);
+    const kinds = this.palette.kinds;
+    const scale = kinds.flatMap(([, colour], i) => [[i / kinds.length, colour], [(i + 1) / kinds.length, colour]]);
+    return [
+      area(scaled(stepsIn(run.c.dram_time, run.c.dram_rate, left / q, right / q, bins, false), 1e-3), "y2"),
+      area(scaled(stepsIn(run.c.sram_time, run.c.sram_bytes, left / q, right / q, bins, true), 1 / 2 ** 20), "y3"),
+      {
+        type: "heatmap", yaxis: "y4", showscale: false, hoverinfo: "skip", zmin: 0.5, zmax: kinds.length + 0.5, colorscale: scale,
+        z: mapIn(run, left / q, right / q, columns, MAP_ROWS), x0: left + (right - left) / columns / 2, dx: (right - left) / columns,
+        y0: run.capacity / 2 ** 20 / MAP_ROWS / 2, dy: run.capacity / 2 ** 20 / MAP_ROWS,
+      },
+    ];
+  }
+
+  layout() {
+    const { height, domains } = this.bands();
+    const text = colourOf("--text"), grid = colourOf("--grid");
+    const axis = { color: text, gridcolor: grid, zerolinecolor: grid, fixedrange: true };
+    const narrow = this.plot.clientWidth < 600;
+    const layout = {
+      height, margin: { l: narrow ? 66 : 90, r: 12, t: 8, b: 46 }, showlegend: false, hovermode: false, dragmode: "pan",
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: narrow ? 11 : 12, color: text },
+      xaxis: { ...axis, fixedrange: false, range: this.range.slice(), title: { text: "time (ms)" }, anchor: this.memory ? "y4" : "y", exponentformat: "none", nticks: narrow ? 5 : 12 },
+      yaxis: { ...axis, domain: domains.lanes, range: [this.lanes.length - 0.4, -0.6], tickvals: this.lanes.map((_, i) => i), ticktext: this.lanes.map((l) => l.name), showgrid: false, zeroline: false },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: text }, shapes: this.shapes(text),
+      annotations: [],
+    };
+    if (!this.memory) return layout;
+    const run = this.runs[0], capacity = run.capacity / 2 ** 20, limit = run.dram_limit / 1e9;
+    Object.assign(layout, {
+      yaxis2: { ...axis, domain: domains.dram, range: [0, limit * 1.15], nticks: 4 },
+      yaxis3: { ...axis, domain: domains.sram, range: [0, capacity * 1.15], nticks: 4 },
+      yaxis4: { ...axis, domain: domains.map, range: [0, capacity], nticks: 5, showgrid: false },
+      annotations: [
+        ["y2 domain", narrow ? "DRAM, GB/s" : `DRAM bandwidth (GB/s); the dashed line is the limit, ${fixed(limit, 1)} GB/s`],
+        ["y3 domain", narrow ? "SRAM in use, MiB" : `SRAM in use (MiB); the dashed line is the capacity, ${fixed(capacity, 2)} MiB`],
+        ["y4 domain", narrow ? "SRAM address, MiB" : "SRAM address (MiB), coloured by what lies there"],
+      ].map(([yref, label]) => ({ xref: "paper", x: 0, xanchor: "left", yref, y: 1, yanchor: "bottom", text: label, showarrow: false, font: { color: text } })),
+    });
+    return layout;
+  }
+
+  shapes(text) {
+    const shapes = [];
+    if (this.memory) {
+      const line = { color: this.palette.limit, dash: "dash", width: 2 };
+      shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y2", y0: this.runs[0].dram_limit / 1e9, y1: this.runs[0].dram_limit / 1e9, line });
+      shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y3", y0: this.runs[0].capacity / 2 ** 20, y1: this.runs[0].capacity / 2 ** 20, line });
+    }
+    if (this.marked) shapes.push({ type: "rect", yref: "paper", y0: 0, y1: 1, x0: this.marked[0], x1: this.marked[1], fillcolor: text, opacity: 0.12, line: { width: 0 }, layer: "below" });
+    if (this.selected) {
+      const { run, index, row } = this.selected, q = run.quantum / 1e9;
+      shapes.push({ type: "rect", yref: "y", y0: row + 0.45, y1: row - 0.45, x0: run.start[index] * q, x1: run.end[index] * q, line: { color: text, width: 2.5 } });
+    }
+    return shapes;
+  }
+
+  draw() {
+    const [low, high] = this.range, span = high - low;
+    const from = Math.max(0, low - span / 2), to = Math.min(this.total, high + span / 2);
+    const traces = this.laneTraces(from, to, (1.5 * span) / this.width);
+    if (this.memory) traces.push(...this.memoryTraces(low, high));
+    const config = { responsive: true, displaylogo: false, scrollZoom: false, doubleClick: false, modeBarButtons: [["toImage"]] };
+    return Plotly.react(this.plot, traces, this.layout(), config);
+  }
+
+  /** Show [low, high] ms, kept inside the run and wider than a nanosecond. */
+  show(low, high) {
+    const span = Math.min(this.total, Math.max(1e-6, high - low));
+    const left = Math.max(0, Math.min(low, this.total - span));
+    this.range = [left, left + span];
+    this.schedule();
+  }
+
+  zoom(factor, at) {
+    const [low, high] = this.range, centre = at ?? (low + high) / 2;
+    this.show(centre - (centre - low) * factor, centre + (high - centre) * factor);
+  }
+
+  pan(share) {
+    const [low, high] = this.range, step = (high - low) * share;
+    this.show(low + step, high + step);
+  }
+
+  schedule() {
+    if (this.pending) return;
+    this.pending = true;
+    requestAnimationFrame(() => { this.pending = false; this.draw(); });
+  }
+}
