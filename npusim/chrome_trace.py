@@ -16,12 +16,9 @@ _PID = 1
 
 def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> str:
     """JSON text: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
-    events = [*_names(program, name), *_slices(graph, program, trace), *_counters(program, trace)]
-    return (
-        '{"displayTimeUnit":"ms","traceEvents":[\n'
-        + ",\n".join(json.dumps(e, separators=(",", ":")) for e in events)
-        + "\n]}\n"
-    )
+    small = [json.dumps(e, separators=(",", ":")) for e in (*_names(program, name), *_counters(program, trace))]
+    events = [*small, *_slices(graph, program, trace)]
+    return '{"displayTimeUnit":"ms","traceEvents":[\n' + ",\n".join(events) + "\n]}\n"
 
 
 def lane_of(program: Program) -> list[list[int]]:
@@ -42,22 +39,23 @@ def _names(program: Program, name: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _slices(graph: Graph, program: Program, trace: Trace) -> Iterator[dict[str, Any]]:
+def _slices(graph: Graph, program: Program, trace: Trace) -> Iterator[str]:
+    """One JSON object per command and lane. Built as text: there are tens of thousands of them."""
     commands = program.commands
     lanes = lane_of(program)
-    start, end = trace.start_ps.tolist(), trace.end_ps.tolist()
+    names = [json.dumps(layer.name) for layer in graph.layers]
     columns = zip(
         commands.opcode.tolist(), commands.gang.tolist(), commands.layer.tolist(), commands.role.tolist(), commands.tile.tolist(),
-        trace.stall.tolist(), strict=True,
+        trace.stall.tolist(), trace.start_ps.tolist(), trace.end_ps.tolist(), strict=True,
     )  # fmt: skip
-    for index, (opcode, gang, layer, role, tile, stall) in enumerate(columns):
-        event: dict[str, Any] = {
-            "ph": "X", "pid": _PID, "name": graph.layers[layer].name, "cat": OPCODES[opcode],
-            "ts": start[index] / PS_PER_US, "dur": (end[index] - start[index]) / PS_PER_US,
-            "args": {"command": index, "role": ROLES[role], "tile": tile, "waited_for": STALLS[stall]},
-        }  # fmt: skip
+    for index, (opcode, gang, layer, role, tile, stall, start, end) in enumerate(columns):
+        event = (
+            f'{{"ph":"X","pid":{_PID},"name":{names[layer]},"cat":"{OPCODES[opcode]}","ts":{start / PS_PER_US},'
+            f'"dur":{(end - start) / PS_PER_US},"args":{{"command":{index},"role":"{ROLES[role]}","tile":{tile},'
+            f'"waited_for":"{STALLS[stall]}"}},"tid":'
+        )
         for lane in lanes[gang]:
-            yield {**event, "tid": lane}
+            yield f"{event}{lane}}}"
 
 
 def _counters(program: Program, trace: Trace) -> Iterator[dict[str, Any]]:

@@ -11,13 +11,13 @@ from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_
 from npusim.dtypes import PRECISIONS
 from npusim.graph import Layer
 from npusim.lower.geometry import band_count, head_cols_of, row_unit
-from npusim.lower.slots import layer_slots
+from npusim.lower.slots import Known, layer_slots
 from npusim.ops import OPS, Product, product_of, vector_work
 from npusim.plan import Pieces
 from npusim.scheduler.problem import Problem
 
 #: Into how many parts an axis is tried to be cut; the finer ones only where SRAM is scarce.
-COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 FINE_COUNTS = (96, 128, 192, 256, 512, 1024, 2048, 4096)
 
 
@@ -65,10 +65,11 @@ def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> l
     capacity = problem.npu.sram.sram_bytes
     if min(o.sram_bytes for o in options) > capacity // SCARCE:
         options += [coster.option(*cut) for cut in _mixed(problem, layer, (*COUNTS, *FINE_COUNTS))]
+    best = undominated(options)
     if problem.policy == "serial":
-        return undominated(options)
-    shallow = [o.pieces for o in options if o.sram_bytes > capacity // SCARCE and o.pieces is not None]
-    return undominated([*options, *(coster.option(p.rows, p.cols, p.order, depth=1) for p in shallow)])
+        return best
+    shallow = [o.pieces for o in best if o.sram_bytes > capacity // SCARCE and o.pieces is not None]
+    return undominated([*best, *(coster.option(p.rows, p.cols, p.order, depth=1) for p in shallow)])
 
 
 Cut = tuple[int, int, Literal["rows", "cols"]]
@@ -145,6 +146,7 @@ class _Coster:
         self.depth = 1 if problem.policy == "serial" else 2
         npu = problem.npu
         self.setup = setup_ps(npu)
+        self.sizes: Known = {}
         self.vector = sum(
             int(vector_ps(npu, npu.vector_engine.count, elements, lane_operations(npu, function)))
             for function, elements in vector_work(problem.graph, layer)
@@ -155,7 +157,7 @@ class _Coster:
         """Cost and SRAM need of one cut."""
         npu = self.problem.npu
         pieces = Pieces(rows=rows, cols=cols, order=order, depth=depth or self.depth)
-        specs = {s.name: s for s in layer_slots(self.storage, self.layer, pieces)}
+        specs = {s.name: s for s in layer_slots(self.storage, self.layer, pieces, self.sizes)}
         if self.product is not None:
             tensor, steps, loads = self._product(pieces)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 import npusim
 from npusim.errors import BadInputError
@@ -141,7 +141,7 @@ def _layer_unit(problem: Problem, layer: Layer, request: Request) -> Unit:
         name=layer.name,
         layers=(layer.name,),
         tensors=frozenset((*layer.reads(), layer.output)),
-        options=options,
+        options=cache(options),
     )
 
 
@@ -163,7 +163,7 @@ def _segment_unit(
             memo[key] = _segment_options(problem, segment, request, resident)
         return memo[key]
 
-    return Unit(name=segment.name, layers=segment.layers, tensors=tensors, options=options)
+    return Unit(name=segment.name, layers=segment.layers, tensors=tensors, options=cache(options))
 
 
 def _segment_options(

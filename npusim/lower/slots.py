@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Graph, Layer, Operand, Shape4
@@ -98,11 +99,17 @@ def element_bytes_of(graph: Graph, precision: str) -> Callable[[str], int]:
     return size
 
 
-def layer_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
-    """The slots that lowering fills for a layer cut into these pieces; empty ones are left out."""
+Known = dict[tuple[str, int], Any]
+
+
+def layer_slots(storage: Storage, layer: Layer, pieces: Pieces, known: Known | None = None) -> list[SlotSpec]:
+    """The slots that lowering fills for a layer cut into these pieces; empty ones are left out.
+
+    `known` remembers, for one layer and storage, what depends on the rows or the columns of a piece alone.
+    """
     streams = OPS[layer.op].streams
     if streams == "product":
-        specs = _product_slots(storage, layer, pieces)
+        specs = _product_slots(storage, layer, pieces, {} if known is None else known)
     elif streams == "norm":
         specs = _norm_slots(storage, layer, pieces)
     else:
@@ -123,16 +130,18 @@ def largest_band(storage: Storage, layer: Layer, rows: int) -> tuple[Band, int]:
     return candidates[widest]._replace(r1=candidates[widest].r0 + tallest.r1 - tallest.r0), count
 
 
-def _product_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
+def _product_slots(storage: Storage, layer: Layer, pieces: Pieces, known: Known) -> list[SlotSpec]:
     out = storage.graph.tensors[layer.output].shape
     if layer.op == "matmul":
         return _matmul_slots(storage, layer, pieces)
-    band, count = largest_band(storage, layer, pieces.rows)
-    x_low, x_high = input_rows(layer, band.r0, band.r1)
-    x = storage.operand_bytes(layer.operands[0], Band(band.b, band.h0, band.h1, x_low, x_high))
+    if ("x", pieces.rows) not in known:
+        known["x", pieces.rows] = _streamed(storage, layer, pieces.rows)
+    band, count, x = known["x", pieces.rows]
     cols = min(pieces.cols, out[3])
     blocks = -(-out[3] // cols)
-    weight = _weight_bytes(storage, layer, cols)
+    if ("w", cols) not in known:
+        known["w", cols] = _weight_bytes(storage, layer, cols)
+    weight = known["w", cols]
     height = (band.h1 - band.h0, band.r1 - band.r0)
     gated = bool(layer.attributes.get("gated"))
     piece = (1, *height, cols)
@@ -147,6 +156,13 @@ def _product_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotS
         SlotSpec("out", out_bytes, flight),
         *_aux_slots(storage, layer, band, (0, cols), flight),
     ]
+
+
+def _streamed(storage: Storage, layer: Layer, rows: int) -> tuple[Band, int, int]:
+    """The largest band of so many output rows, the number of bands, and the bytes of x that it needs."""
+    band, count = largest_band(storage, layer, rows)
+    x_low, x_high = input_rows(layer, band.r0, band.r1)
+    return band, count, storage.operand_bytes(layer.operands[0], Band(band.b, band.h0, band.h1, x_low, x_high))
 
 
 def _weight_bytes(storage: Storage, layer: Layer, cols: int) -> int:
