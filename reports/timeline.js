@@ -4,12 +4,6 @@
 const LANE = 24, GAP = 44, BANDS = { dram: 110, sram: 120, map: 180 };
 const MAP_ROWS = 96;
 
-/** Append a rectangle to an outline of many. */
-function rectangle({ x, y }, left, right, low, high) {
-  x.push(left, left, right, right, left, NaN);
-  y.push(low, high, high, low, low, NaN);
-}
-
 class Timeline {
   /** `runs`: one run (with memory), or several to compare (lanes only). Times are picoseconds / 1e9 = ms on the axis. */
   constructor(box, runs, palette) {
@@ -41,27 +35,31 @@ class Timeline {
     return { height: height + 60, domains };
   }
 
-  /** Filled outlines, one trace per category: few DOM nodes however many blocks. */
-  laneTraces(from, to, bin) {
-    const shapes = this.palette.categories.map(() => ({ x: [], y: [] }));
-    const path = { x: [], y: [] };
-    const showPath = this.box.querySelector(".show-critical")?.checked;
+  /** The lanes in [from, to) ms as a picture: it costs pixels, where SVG would cost outlines. */
+  laneImage(from, to, bin) {
+    const scale = Math.min(2, Math.max(1, devicePixelRatio)), perMs = (1.5 * scale) / bin;
+    const canvas = this.canvas ??= document.createElement("canvas");
+    canvas.width = Math.max(1, Math.round((to - from) * perMs));
+    canvas.height = this.lanes.length * LANE * scale;
+    const pen = canvas.getContext("2d"), height = LANE * scale, text = colourOf("--text");
+    const showPath = this.box.querySelector(".show-critical").checked;
     this.lanes.forEach(({ run, lane }, row) => {
-      const q = run.quantum / 1e9, floor = row + 0.4;
+      const q = run.quantum / 1e9, floor = Math.round((row + 0.9) * height), tall = 0.8 * height;
       for (const gang of run.gangs) {
         if (!gang.lanes.includes(lane)) continue;
         eachBlock(run, gang, from / q, to / q, bin / q, (start, end, category, share, count, critical) => {
-          const top = floor - 0.8 * Math.max(0.12, Math.min(1, share));
-          const left = start * q, right = Math.max(end * q, left + bin / 2);
-          rectangle(shapes[category], left, right, floor, top);
-          if (critical && showPath) rectangle(path, left, right, floor + 0.1, floor);
+          const left = (start * q - from) * perMs, width = Math.max(1, (end - start) * q * perMs - (count === 1 ? 0.4 : 0));
+          const high = Math.max(2, tall * Math.min(1, share));
+          pen.fillStyle = this.palette.categories[category][1];
+          pen.fillRect(left, floor - high, width, high);
+          if (critical && showPath) { pen.fillStyle = text; pen.fillRect(left, floor + scale, width, 1.5 * scale); }
         });
       }
     });
-    const filled = (shape, fillcolor) => ({ type: "scatter", mode: "none", fill: "toself", ...shape, hoverinfo: "skip", fillcolor });
-    const traces = shapes.map((shape, i) => filled(shape, this.palette.categories[i][1]));
-    traces.push(filled(path, colourOf("--text")));
-    return traces;
+    return {
+      source: canvas.toDataURL(), xref: "x", yref: "y", x: from, y: -0.5, sizex: to - from, sizey: this.lanes.length,
+      xanchor: "left", yanchor: "top", sizing: "stretch", layer: "above",
+    };
   }
 
   memoryTraces(from, to) {
@@ -131,10 +129,12 @@ class Timeline {
   draw() {
     const [low, high] = this.range, span = high - low;
     const from = Math.max(0, low - span / 2), to = Math.min(this.total, high + span / 2);
-    const traces = this.laneTraces(from, to, (1.5 * span) / this.width);
+    const traces = [{ type: "scatter", mode: "none", x: [0], y: [0], hoverinfo: "skip" }];
     if (this.memory) traces.push(...this.memoryTraces(low, high));
+    const layout = this.layout();
+    layout.images = [this.laneImage(from, to, (1.5 * span) / this.width)];
     const config = { responsive: true, displaylogo: false, scrollZoom: false, doubleClick: false, modeBarButtons: [["toImage"]] };
-    return Plotly.react(this.plot, traces, this.layout(), config);
+    return Plotly.react(this.plot, traces, layout, config);
   }
 
   /** Show [low, high] ms, kept inside the run and wider than a nanosecond. */
