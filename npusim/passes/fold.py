@@ -258,7 +258,10 @@ def _unknown_shape_message(
             f"node '{node.name}' ({node.op}): the shape of '{output}' depends on '{absent[0]}', whose data is not in the file; "
             "keep small integer constants inline when stripping weights"
         )
-    return f"node '{node.name}' ({node.op}): the shape of '{output}' cannot be inferred; fix the input sizes with --shape or --dim"
+    return (
+        f"node '{node.name}' ({node.op}): the shape of '{output}' cannot be inferred; "
+        "fix the input sizes with --shape or --dim"
+    )
 
 
 def _is_identity(node: Node, values: Mapping[str, Value]) -> bool:

@@ -147,6 +147,14 @@ def _as_epilogue(
     return None
 
 
+def _parameters(layer: Layer) -> tuple[tuple[str, float | str], ...]:
+    """Constants that an activation needs besides its operand."""
+    named = {
+        k: v for k, v in layer.attributes.items() if k != "function" and isinstance(v, int | float | str)
+    }
+    return tuple(sorted(named.items()))
+
+
 def _joined(
     producer: Layer, layer: Layer, operands: tuple[Operand, ...], epilogue: tuple[Epilogue, ...]
 ) -> Layer:

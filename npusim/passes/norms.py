@@ -1,0 +1,102 @@
+"""Nodes that work on rows: softmax, norms, and rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+from npusim.graph import Operand
+from npusim.onnx_reader import Node
+from npusim.passes.builder import Builder, operand, weight_operand
+from npusim.passes.view import (
+    Groups,
+    default_groups,
+    stored,
+)
+
+
+def _softmax(builder: Builder, node: Node) -> bool:
+    return _over_cols(builder, node, "softmax", node.attributes.get("axis", -1), [], {})
+
+
+def _layer_norm(builder: Builder, node: Node) -> bool:
+    axis = node.attributes.get("axis", -1)
+    scale = [o for i in (1, 2) for o in _affine(builder, node, i)]
+    return _over_cols(
+        builder, node, "layer_norm", axis, scale, {"epsilon": float(node.attributes.get("epsilon", 1e-5))}
+    )
+
+
+def _affine(builder: Builder, node: Node, index: int) -> list[Operand]:
+    if len(node.inputs) <= index or not node.inputs[index]:
+        return []
+    size = prod(builder.shape(node.inputs[index]))
+    tensor = builder.tensors[builder.weight(node.inputs[index], (size,), ((), (), (), (0,)))]
+    return [weight_operand("scale" if index == 1 else "bias", tensor)]
+
+
+def _over_cols(
+    builder: Builder, node: Node, op: str, axis: int, more: list[Operand], attributes: Mapping[str, Any]
+) -> bool:
+    """A layer that normalises each row over its columns; `axis` and all later dimensions must be the columns."""
+    view = builder.view(node.inputs[0])
+    rank = len(view.dims)
+    first = axis % rank if rank else 0
+    over = (
+        tuple(i for d in range(first, rank) for i in view.dims[d]) if op == "layer_norm" else view.dims[first]
+    )
+    if over != view.axis_atoms(3):
+        dims = tuple(range(first, rank)) if op == "layer_norm" else (first,)
+        rest = tuple(d for d in range(rank) if d not in dims)
+        view = builder.arranged(node, view, ((), (), rest, dims))
+    builder.emit(
+        node,
+        op,
+        [operand("x", view), *more],
+        view,
+        suffix="" if op != "softmax" else "softmax",
+        attributes=attributes,
+    )
+    return True
+
+
+def _group_norm(builder: Builder, node: Node) -> bool:
+    shape = builder.shape(node.inputs[0])
+    image: Groups = ((0,), (), tuple(range(2, len(shape))), (1,))
+    view = builder.arranged(node, builder.view(node.inputs[0]), image)
+    affine = [o for i in (1, 2) for o in _affine(builder, node, i)]
+    if any(o.cols not in (shape[1],) for o in affine):
+        return False
+    attributes = {
+        "groups": int(node.attributes["num_groups"]),
+        "epsilon": float(node.attributes.get("epsilon", 1e-5)),
+    }
+    builder.emit(node, "group_norm", [operand("x", view), *affine], view, attributes=attributes)
+    return True
+
+
+def _gather(builder: Builder, node: Node) -> bool:
+    """Rows of a constant table (an embedding)."""
+    if (
+        not builder.is_constant(node.inputs[0])
+        or builder.is_constant(node.inputs[1])
+        or node.attributes.get("axis", 0) != 0
+    ):
+        return False
+    table = builder.shape(node.inputs[0])
+    if len(table) != 2:
+        return False
+    weight = builder.weight(node.inputs[0], table, ((), (), (0,), (1,)))
+    out = builder.shape(node.outputs[0])
+    groups = default_groups(len(out), image=False)
+    index = builder.view(node.inputs[1])
+    operands = [operand("x", index), weight_operand("table", builder.tensors[weight])]
+    builder.emit(node, "gather", operands, stored("", out, groups), suffix="gather")
+    return True
+
+
+#: Handlers by operator type: True if the node became layers or views.
+NORMS: Mapping[str, Callable[[Builder, Node], bool]] = {
+    "Softmax": _softmax, "LayerNormalization": _layer_norm, "GroupNormalization": _group_norm, "Gather": _gather,
+}  # fmt: skip
