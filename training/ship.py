@@ -138,12 +138,13 @@ def card(run: Run, name: str) -> dict[str, Any]:
         stage: checkpoints.read_json(run.final(stage) / "stage.json") for stage in planned_steps(preset)
     }
     minutes = {stage: round(r["steps"] * r["seconds_per_step"] / 60, 1) for stage, r in records.items()}
-    options = f"--preset {preset.name} --out RUN --seed {run.seed} --threads {torch.get_num_threads()}"
+    threads = torch.get_num_threads()
+    options = f"--preset {preset.name} --out RUN --seed {run.seed} --threads {threads}"
     return {
         "name": name,
         "what": "a latent consistency student in the manner of EdgeFusion, on a procedural world",
         "commands": [f"npusim train {verb} {options}" for verb in ("all", "ship")],
-        "data": f"world {preset.world!r}, {preset.pool} pictures of {preset.resolution} px, drawn by this package",
+        "data": f"world {preset.world!r}, {preset.pool} pictures of {preset.resolution} px drawn by this package",
         "steps": planned_steps(preset),
         "seed": run.seed,
         "minutes_of_steps": minutes

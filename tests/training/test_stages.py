@@ -38,6 +38,47 @@ def test_every_stage_runs_from_an_empty_folder_to_contact_sheets(preset: str, tm
 
 
 @pytest.mark.training
+def test_a_finished_run_ships_a_network_that_loads_and_draws_the_same(tmp_path: Path) -> None:
+    from npusim.training.config import preset as named
+    from npusim.training.config import shortened
+    from npusim.training.run import Run
+    from npusim.training.sample import Contender, Studio
+    from npusim.training.ship import LIMIT_BYTES, load_shipped
+
+    words = ("--out", str(tmp_path / "run"), "--steps", "2", "--threads", "1")
+    _npusim("all", *words)
+    _npusim("ship", *words, "--to", str(tmp_path / "shipped"))
+    shipped = load_shipped(tmp_path / "shipped")
+    assert set(shipped.card["figures_as_shipped"]) == {"lcm-4", "lcm-2", "lcm-1"}
+    assert sum(p.stat().st_size for p in (tmp_path / "shipped").rglob("*.safetensors")) < LIMIT_BYTES
+    run = Run(preset=shortened(named("toy-small"), 2), out=tmp_path / "run")
+    caption, contender = ["small red circle top left sand"], Contender("lcm", 4)
+    ours = Studio(run).pictures(contender, caption, "test")
+    theirs = Studio(run, shipped.parts).pictures(contender, caption, "test", shipped.unet)
+    assert (ours - theirs).abs().max() < 0.05  # fp16 weights
+    (tmp_path / "shipped" / "decoder" / "diffusion_pytorch_model.safetensors").write_bytes(b"short")
+    with pytest.raises(BadInputError, match=r"the decoder cannot be read .* ship the network again"):
+        load_shipped(tmp_path / "shipped")
+
+
+@pytest.mark.training
+def test_claims_train_both_rivals_and_give_intervals(tmp_path: Path) -> None:
+    words = ("--out", str(tmp_path / "run"), "--steps", "2", "--threads", "1")
+    _npusim("all", *words)
+    _npusim("claims", *words)
+    report = checkpoints.read_json(tmp_path / "run" / "evaluation" / "claims.json")
+    assert len(report) == 2
+    for rows in report.values():
+        for row in rows.values():
+            assert all(low <= mean <= high for mean, low, high in row.values())
+
+
+def test_an_unfinished_run_does_not_ship(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"stage\.json: missing, the run is not finished"):
+        _npusim("ship", "--out", str(tmp_path), "--to", str(tmp_path / "shipped"))
+
+
+@pytest.mark.training
 def test_a_stage_before_its_time_names_the_one_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
         BadInputError, match="stage classifier is not finished, kd needs it; run: npusim train"
