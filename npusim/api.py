@@ -97,8 +97,9 @@ def profile(
     found = search_plan(graph, described, request)
     if isinstance(found, Infeasible):
         return found
-    work = Work(found.program, described)
-    traces = {p: simulate(found.program, described, p, work=work) for p in ("serial", "decoupled")}
+    other: Policy = "serial" if policy == "decoupled" else "decoupled"
+    work = found.work
+    traces = {policy: found.trace, other: simulate(found.program, described, other, work=work)}
     bounds = {"dram_bound_bytes": found.bounds.dram_bytes, "lower_bound_ps": found.bounds.makespan_ps}
     summary = summarize(graph, found.plan, found.program, traces, work, bounds=bounds, curves=found.curves)
     summary["bound_by"] = found.bounds.binding

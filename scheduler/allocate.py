@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -31,18 +31,44 @@ def liveness_bound(items: Sequence[Lifetime]) -> int:
     return peak
 
 
+#: Orders in which items are placed, each tried in turn: long lives first, large sizes first, large areas first.
+_ORDERS: tuple[Callable[[Lifetime], tuple[int, int, str]], ...] = (
+    lambda i: (i.first - i.last, -i.size_bytes, i.name),
+    lambda i: (-i.size_bytes, i.first, i.name),
+    lambda i: (-i.size_bytes * (i.last - i.first + 1), i.first, i.name),
+)
+#: How often an item that found no place is moved to the front before an order is given up.
+REPAIRS = 40
+
+
 def allocate(items: Sequence[Lifetime], capacity_bytes: int) -> dict[str, int] | None:
     """Address of each item, or None where this heuristic finds no place within the capacity.
 
-    Source: greedy by size, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference" (2020).
+    Each order is placed greedily at the lowest gaps; an item that finds none goes to the front and the order is tried again.
+    Source: greedy by size, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference" (2020); the repair
+    follows the idea of the hill climbing in Arm's Vela.
     """
-    steps = max((i.last for i in items), default=-1) + 1
+    if liveness_bound(items) > capacity_bytes:
+        return None
+    for key in _ORDERS:
+        order = sorted(items, key=key)
+        for _ in range(REPAIRS):
+            found = _place(order, capacity_bytes)
+            if isinstance(found, dict):
+                return found
+            order.insert(0, order.pop(found))
+    return None
+
+
+def _place(order: Sequence[Lifetime], capacity_bytes: int) -> dict[str, int] | int:
+    """Addresses, or the position of the first item that finds no place."""
+    steps = max((i.last for i in order), default=-1) + 1
     placed_at: list[list[tuple[int, int, int]]] = [[] for _ in range(steps)]
     addresses: dict[str, int] = {}
-    for number, item in enumerate(sorted(items, key=lambda i: (-i.size_bytes, i.first, i.name))):
+    for number, item in enumerate(order):
         address = _lowest_gap(item, placed_at, capacity_bytes)
         if address is None:
-            return None
+            return number
         addresses[item.name] = address
         for step in range(item.first, item.last + 1):
             placed_at[step].append((address, address + item.size_bytes, number))

@@ -18,6 +18,7 @@ from npusim.scheduler.planner import Request, make_problem, plan_graph
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.tiles import Segment, Tiling, fewest_tiles, find_segments, layers_of, predicted, tilings
 from npusim.simulate import simulate
+from npusim.trace import Trace
 
 __all__ = ["Found", "Request", "search_plan"]
 
@@ -34,12 +35,30 @@ Curve = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The chosen plan with its Program, the bounds, and the curve of each segment's tile counts."""
+    """The chosen plan with its Program, simulated, the bounds, and the curve of each segment's tile counts."""
 
     plan: Plan
     program: Program
+    work: Work
+    trace: Trace
     bounds: Bounds
     curves: Mapping[str, Curve]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A plan that was simulated under the policy it was made for."""
+
+    plan: Plan
+    program: Program
+    work: Work
+    trace: Trace
+
+    @property
+    def score(self) -> tuple[int, int, int]:
+        """What `auto` minimises: time, then DRAM bytes, then tiles."""
+        tiles = sum(s.tile_count for s in self.plan.segments)
+        return self.trace.makespan_ps, int(self.work.dram_bytes.sum()), tiles
 
 
 def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
@@ -51,32 +70,30 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     """
     problem = make_problem(graph, npu, request.precision, request.policy)
     tuner = _Tuner(problem)
-    candidates = [request]
-    if request.tiles == "auto":
-        candidates.append(replace(request, tiles="sram"))
-    best: tuple[tuple[int, int, int], Plan, Program] | None = None
-    refusal: Infeasible | None = None
-    for candidate in candidates:
-        planned = plan_graph(problem, candidate, tuner.refine if candidate.tiles == "auto" else None)
-        if isinstance(planned, Infeasible):
-            refusal = refusal or planned
-            continue
-        score = _score(problem, *planned)
-        if best is None or score < best[0]:
-            best = (score, *planned)
-    if best is None:
-        assert refusal is not None
-        return refusal
-    plan = best[1].model_copy(update={"options": best[1].options.model_copy(update={"tiles": request.tiles})})
+    rules = ("auto", "sram") if request.tiles == "auto" else (request.tiles,)
+    planned = [
+        plan_graph(problem, replace(request, tiles=rule), tuner.refine if rule == "auto" else None)
+        for rule in rules
+    ]
+    candidates = [_simulated(problem, *p) for p in planned if not isinstance(p, Infeasible)]
+    if not candidates:
+        return next(p for p in planned if isinstance(p, Infeasible))
+    best = min(candidates, key=lambda c: c.score)
+    options = best.plan.options.model_copy(update={"tiles": request.tiles})
     return Found(
-        plan=plan, program=best[2], bounds=lower_bounds(problem), curves=_curves(problem, tuner, plan)
+        plan=best.plan.model_copy(update={"options": options}),
+        program=best.program,
+        work=best.work,
+        trace=best.trace,
+        bounds=lower_bounds(problem),
+        curves=_curves(problem, tuner, best.plan),
     )
 
 
-def _score(problem: Problem, plan: Plan, program: Program) -> tuple[int, int, int]:
+def _simulated(problem: Problem, plan: Plan, program: Program) -> _Candidate:
     work = Work(program, problem.npu)
     trace = simulate(program, problem.npu, problem.policy, work=work)
-    return trace.makespan_ps, int(work.dram_bytes.sum()), sum(s.tile_count for s in plan.segments)
+    return _Candidate(plan=plan, program=program, work=work, trace=trace)
 
 
 @dataclass(slots=True)

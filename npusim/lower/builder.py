@@ -137,7 +137,7 @@ class ProgramBuilder:
         return self._functions.setdefault(name, len(self._functions))
 
     def _attribute(self, attributes: Mapping[str, Any]) -> int:
-        key = repr(sorted(attributes.items()))
+        key = repr(sorted(attributes.items())) if attributes else ""
         if key not in self._attributes:
             self._attributes[key] = len(self._attribute_table)
             self._attribute_table.append(dict(attributes))
@@ -186,13 +186,11 @@ class ProgramBuilder:
         state = self._states[box.buffer]
         if not state.tracked:
             return 0
-        low, high = _corners(box)
         flags = 0
-        for record in state.records:
-            if _overlap(record, low, high):
-                deps.add(record.writer)
-                record.readers.append(index)
-                flags |= self._handover(record.writer, kind, box.buffer)
+        for record in _met(state.records, *_corners(box)):
+            deps.add(record.writer)
+            record.readers.append(index)
+            flags |= self._handover(record.writer, kind, box.buffer)
         return flags
 
     def _handover(self, writer: int, kind: str, buffer: int) -> int:
@@ -209,8 +207,7 @@ class ProgramBuilder:
         state = self._states[box.buffer]
         low, high = _corners(box)
         deps.update(state.pending)
-        met = [r for r in state.records if _overlap(r, low, high)]
-        for record in met:
+        for record in _met(state.records, low, high):
             deps.update(record.readers or (record.writer,))
             if _inside(record, low, high):
                 state.records.remove(record)
@@ -285,12 +282,22 @@ def _corners(box: Box) -> tuple[Shape4, Shape4]:
     return o, (o[0] + s[0], o[1] + s[1], o[2] + s[2], o[3] + s[3])
 
 
-def _overlap(record: _Record, low: Shape4, high: Shape4) -> bool:
-    a, b = record.low, record.high
-    return (
-        a[2] < high[2] and low[2] < b[2] and a[3] < high[3] and low[3] < b[3]
-        and a[1] < high[1] and low[1] < b[1] and a[0] < high[0] and low[0] < b[0]
-    )  # fmt: skip
+def _met(records: list[_Record], low: Shape4, high: Shape4) -> list[_Record]:
+    """The records whose boxes meet a box."""
+    b0, h0, r0, c0 = low
+    b1, h1, r1, c1 = high
+    return [
+        r
+        for r in records
+        if r.low[2] < r1
+        and r0 < r.high[2]
+        and r.low[3] < c1
+        and c0 < r.high[3]
+        and r.low[1] < h1
+        and h0 < r.high[1]
+        and r.low[0] < b1
+        and b0 < r.high[0]
+    ]
 
 
 def _inside(record: _Record, low: Shape4, high: Shape4) -> bool:
