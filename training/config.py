@@ -224,7 +224,7 @@ def _toy() -> Preset:
         vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=16),
         pool=24576,
         classifier=Training(steps=1200, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
-        autoencoder=Training(steps=5000, batch=16, optimiser=_VAE_OPTIMISER)  # many small steps: see docs/training.md,
+        autoencoder=Training(steps=5000, batch=16, optimiser=_VAE_OPTIMISER),  # many small steps
         teacher=TeacherStage(
             training=Training(steps=4000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998)
         ),
