@@ -219,10 +219,11 @@ def _shown(value: float, unit: str) -> str:
 
 def _table6(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     head = ("attention", "run", *(ROLE_TITLES[r] for r in TABLE6_ROLES), "other", "block (ms)", "of A")
-    rows: list[Sequence[str]] = []
+    alike: dict[str, list[tuple[Any, Any]]] = {}
     for _, before, after in _pairs(a["attention"], b["attention"]):
-        whole = _block_ms(before)
-        rows += [_table6_row(before, "A", whole), _table6_row(after, "B", whole)]
+        key = repr([{k: v for k, v in block.items() if k != "name"} for block in (before, after)])
+        alike.setdefault(key, []).append((before, after))
+    rows = [row for blocks in alike.values() for row in _table6_rows(blocks)]
     if not rows:
         return section("table6", "Attention blocks (Table 6)", "<p>The runs share no attention.</p>")
     text = "<p>Each row as a percentage of the block's time in A, as in Table 6 of the EdgeFusion paper.</p>"
@@ -231,10 +232,22 @@ def _table6(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     )
 
 
-def _table6_row(block: Mapping[str, Any], run: str, whole: float) -> Sequence[str]:
-    values = [*(float(block["rows"][role]) for role in TABLE6_ROLES), float(block["other_ms"])]
-    cells = [number(v, f"{100 * v / whole:.1f}" if v and whole else "–") for v in values]
-    total = _block_ms(block)
-    share = f"{100 * total / whole:.1f} %" if whole else "–"
-    name = attention_name(block) if run == "A" else f'<span class="quiet">{path_name(block["name"])}</span>'
-    return (name, run, *cells, number(total, f"{total:.4f}"), share)
+def _table6_rows(blocks: Sequence[tuple[Any, Any]]) -> Iterator[Sequence[str]]:
+    """Two lines, A and B, for blocks whose figures are the same."""
+    before, after = blocks[0]
+    whole = _block_ms(before)
+    others = ", ".join(block["name"] for block, _ in blocks[1:])
+    more = (
+        f'<br><span class="quiet" title="{escape(others)}">and {len(blocks) - 1} more like it</span>'
+        if others
+        else ""
+    )
+    for name, run, block in ((attention_name(before) + more, "A", before), ("", "B", after)):
+        values = [*(float(block["rows"][role]) for role in TABLE6_ROLES), float(block["other_ms"])]
+        shares = [100 * value / whole if whole else 0.0 for value in values]
+        cells = [
+            number(v, f"{s:.1f}" if abs(s) >= 0.05 else "–") for v, s in zip(values, shares, strict=True)
+        ]
+        total = _block_ms(block)
+        share = f"{100 * total / whole:.1f} %" if whole else "–"
+        yield (name, run, *cells, number(total, f"{total:.4f}"), share)

@@ -65,7 +65,7 @@ async function main() {
   const timeline = new Timeline(box, runs, data.palette);
   legend(box.querySelector(".legend"), data.palette.categories);
   const kinds = box.querySelector(".kinds");
-  if (kinds) legend(kinds, data.palette.kinds);
+  if (timeline.memory) legend(kinds, data.palette.kinds); else kinds.remove();
   await timeline.draw();
   timeline.follow();
   window.npusimTimeline = timeline;

@@ -253,7 +253,8 @@ def attention_name(block: Mapping[str, Any]) -> str:
 def _attention_row(block: Mapping[str, Any]) -> Sequence[str]:
     values = [float(block["rows"][role]) for role in TABLE6_ROLES]
     cells = [number(value, f"{value:.4f}" if value else "–") for value in values]
-    return (attention_name(block), *cells, number(block["other_ms"], f"{block['other_ms']:.4f}"))
+    other = float(block["other_ms"])
+    return (attention_name(block), *cells, number(other, f"{other:.4f}" if abs(other) >= 5e-5 else "–"))
 
 
 def layer_section() -> str:

@@ -112,7 +112,10 @@ class Timeline {
   }
 
   shapes(text) {
-    const shapes = [];
+    const shapes = this.runs.slice(1).map((run) => {
+      const y = this.lanes.findIndex((l) => l.run === run) - 0.5;
+      return { type: "line", xref: "paper", x0: 0, x1: 1, yref: "y", y0: y, y1: y, line: { color: text, width: 1.5 } };
+    });
     if (this.memory) {
       const line = { color: this.palette.limit, dash: "dash", width: 2 };
       shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y2", y0: this.runs[0].dram_limit / 1e9, y1: this.runs[0].dram_limit / 1e9, line });

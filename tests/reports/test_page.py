@@ -1,0 +1,108 @@
+"""The page as text: escaped, sealed, complete, equal to the summary."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import npusim.api as api
+from npusim.errors import OutputError
+from npusim.reports.compare import changes, compare_html, layer_changes, side, write_compare
+from npusim.reports.markup import embed
+from npusim.reports.page import report_html, write_report
+
+
+@pytest.fixture(scope="module")
+def html(tiny: api.Profile) -> str:
+    return report_html(tiny)
+
+
+def _without_plotly(html: str) -> str:
+    longest = max(re.findall(r"<script>(.*?)</script>", html, re.S), key=len)
+    return html.replace(longest, "")
+
+
+def test_names_of_the_model_are_escaped_everywhere(html: str, hostile_names: tuple[str, str]) -> None:
+    ours = _without_plotly(html)
+    assert not any(name in ours for name in hostile_names)
+    assert "<img" not in ours
+    assert ours.lower().count("</script>") == 3
+
+
+def test_embedded_json_cannot_leave_its_element() -> None:
+    assert "<" not in embed({"</script>": "<!--<script>"})
+    assert json.loads(embed({"</script>": "<!--"})) == {"</script>": "<!--"}
+
+
+def test_only_our_scripts_may_run(html: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy
+    assert "default-src 'none'" in policy[1]
+    assert policy[1].count("sha256-") == 2
+    assert "http" not in policy[1]
+
+
+def test_the_page_refers_to_no_address(html: str) -> None:
+    assert not re.findall(r'(?:src|href|action)="(?!#|data:)[^"]*"', _without_plotly(html))
+
+
+def test_every_figure_of_the_summary_is_on_the_page_to_the_last_digit(html: str, tiny: api.Profile) -> None:
+    shown = {
+        unescape(k): unescape(v) for k, v in re.findall(r'<span data-key="([^"]*)">([^<]*)</span>', html)
+    }
+    for key, value in tiny.summary.items():
+        if isinstance(value, int | float | str):
+            assert json.loads(shown[key]) == value
+
+
+def test_the_same_run_gives_the_same_page(html: str, tiny: api.Profile) -> None:
+    assert report_html(tiny) == html
+
+
+def test_every_section_is_there_and_reached_by_the_navigation(html: str) -> None:
+    sections = re.findall(r'<section id="(\w+)"', html)
+    assert sorted(re.findall(r'<a href="#(\w+)"', html)) == sorted(sections)
+    assert len(sections) == 9
+
+
+def test_a_run_without_segments_gives_a_page(untiled: api.Profile) -> None:
+    assert "No layers are scheduled together" in report_html(untiled)
+
+
+def test_comparing_a_run_with_itself_finds_nothing(tiny: api.Profile) -> None:
+    assert changes(tiny.summary, tiny.summary) == []
+    assert layer_changes(side(tiny), side(tiny)) == []
+
+
+def test_changes_are_sorted_from_worse_to_better(tiny: api.Profile, untiled: api.Profile) -> None:
+    found = changes(tiny.summary, untiled.summary)
+    shares = [change.share for change in found]
+    assert shares == sorted(shares, reverse=True)
+    spilled = next(c for c in found if c.what == "intermediates through DRAM")
+    assert spilled.increase == untiled.summary["spill_bytes"] - tiny.summary["spill_bytes"] > 0
+
+
+def test_two_profiles_and_their_run_directories_compare_alike(
+    tiny: api.Profile, untiled: api.Profile, tmp_path: Path
+) -> None:
+    for name, run in (("a", tiny), ("b", untiled)):
+        (tmp_path / name).mkdir()
+        write_report(run, tmp_path / name / "report.html")
+        (tmp_path / name / "summary.json").write_text(json.dumps(run.summary), "utf-8")
+    write_compare(tmp_path / "a", tmp_path / "b", tmp_path / "c.html")
+    text = (tmp_path / "c.html").read_text("utf-8")
+    assert text == compare_html(side(tiny), side(untiled))
+    assert "<img" not in _without_plotly(text)
+
+
+def test_a_directory_without_a_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="holds no complete run"):
+        side(tmp_path)
+    (tmp_path / "summary.json").write_text("{}", "utf-8")
+    (tmp_path / "report.html").write_text("<p>", "utf-8")
+    with pytest.raises(OutputError, match="holds no data of a run"):
+        side(tmp_path)
