@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from npusim.errors import BadInputError
 from npusim.training import checkpoints
 from npusim.training.evaluate import evaluate_run
 from npusim.training.metrics.statistics import paired_bootstrap
@@ -26,7 +27,15 @@ def examine_claims(session: Session) -> dict[str, Any] | None:
         For each claim and step count: mean difference and its 95 % paired bootstrap interval over prompts, in
             attribute accuracy and in pictures with every attribute right (positive: the paper's pairing is
             better). None when time is up.
+
+    Raises:
+        BadInputError: the run that they are compared with is not finished.
     """
+    for needed in ("kd", "lcm"):
+        if not session.run.finished(needed):
+            raise BadInputError(
+                f"{session.run.final(needed)}: stage {needed} is not finished; run: npusim train all, then claims again"
+            )
     for teacher, student in RIVALS.values():
         if not train_lcm(session, teacher=teacher, student=student):
             return None

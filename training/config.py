@@ -344,5 +344,6 @@ def as_json(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of a configuration's canonical JSON."""
-    return hashlib.sha256(json.dumps(as_json(value), sort_keys=True).encode()).hexdigest()[:16]
+    """The first 16 hex digits of the SHA-256 of canonical JSON: of a configuration or of plain values."""
+    plain = as_json(value) if dataclasses.is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

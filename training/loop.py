@@ -189,15 +189,7 @@ def _fingerprint(stage: Stage, seed: int) -> str:
     settings = as_json(stage.training)
     for free in ("checkpoint_every", "log_every"):
         settings.pop(free)
-    return f"{stage.name} {digest_of(settings)} seed {seed} threads {torch.get_num_threads()}"
-
-
-def digest_of(settings: dict[str, Any]) -> str:
-    """A short name of plain settings."""
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{stage.name} {digest(settings)} seed {seed} threads {torch.get_num_threads()}"
 
 
 def _resume(state: _State, path: Path, seed: int) -> int:
@@ -229,6 +221,43 @@ def _progress(stage: Stage, first: int) -> Iterator[Callable[[int], None]]:
         yield lambda step: bar.update(task, completed=step)
 
 
+class _Record:
+    """A stage's files: checkpoint and curve. Only the main process writes them."""
+
+    def __init__(self, state: _State, folder: Path, seed: int, resume: bool) -> None:
+        self._state, self._seed = state, seed
+        self._path = folder / "checkpoint.safetensors"
+        self.first = _resume(state, self._path, seed) if resume else 0
+        self._curve = Curve(folder, self.first) if state.acc.is_main_process else None
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Log a step if it is one of those that are logged."""
+        training = self._state.stage.training
+        if self._curve is not None and (step % training.log_every == 0 or step + 1 == training.steps):
+            self._curve.add(step, values)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint from which step `step` comes next."""
+        if self._curve is not None:
+            facts = {"fingerprint": _fingerprint(self._state.stage, self._seed), "step": step}
+            facts["scaler"] = self._state.scaler()
+            checkpoints.write_tensors(self._path, self._state.tensors(), facts)
+
+    def close(self) -> None:
+        """Flush the curve."""
+        if self._curve is not None:
+            self._curve.close()
+
+
+def _time_is_up(budget: Budget | None, acc: Any) -> bool:
+    """Whether to stop; the main process decides for all, so that none waits for another."""
+    if budget is None or acc.num_processes == 1:
+        return budget is not None and budget.spent()
+    from accelerate.utils import broadcast_object_list
+
+    return bool(broadcast_object_list([budget.spent()])[0])
+
+
 def train(
     stage: Stage,
     folder: Path,
@@ -254,44 +283,29 @@ def train(
         BadInputError: a checkpoint that cannot be resumed, or a loss that is not finite.
         OutputError: the disk refused a checkpoint.
     """
-    acc = accelerator(stage.training)
-    state = _State(stage, acc)
-    path = folder / "checkpoint.safetensors"
-    first = _resume(state, path, seed) if resume else 0
-    curve = Curve(folder, first) if acc.is_main_process else None
-    clock, times = time.monotonic(), []
-    step = first
-
-    def save() -> None:
-        if acc.is_main_process:
-            facts = {"fingerprint": _fingerprint(stage, seed), "step": step, "scaler": state.scaler()}
-            checkpoints.write_tensors(path, state.tensors(), facts)
-
+    state = _State(stage, accelerator(stage.training))
+    record = _Record(state, folder, seed, resume)
+    clock, times, step = time.monotonic(), [], record.first
     stage.module.train()
-    with _progress(stage, first) as advance:
-        while step < stage.training.steps and not (budget and budget.spent()):
+    with _progress(stage, step) as advance:
+        while step < stage.training.steps and not _time_is_up(budget, state.acc):
             began = time.monotonic()
             values = _update(state, step, seed)
             times.append(time.monotonic() - began)
-            if curve is not None and (
-                step % stage.training.log_every == 0 or step + 1 == stage.training.steps
-            ):
-                curve.add(step, values)
+            record.add(step, values)
             step += 1
             advance(step)
             if step % stage.training.checkpoint_every == 0 and step < stage.training.steps:
-                save()
+                record.save(step)
                 say(_line(stage, step, values, times))
-    save()
-    if curve is not None:
-        curve.close()
+    record.save(step)
+    record.close()
     finished = step >= stage.training.steps
     if finished and state.ema is not None:
         state.ema.copy_to(state.parameters)
     stage.module.eval()
-    return Outcome(
-        finished=finished, step=step, seconds_per_step=steady(times), seconds=time.monotonic() - clock
-    )
+    seconds = time.monotonic() - clock
+    return Outcome(finished=finished, step=step, seconds_per_step=steady(times), seconds=seconds)
 
 
 def rehearse(stage: Stage, steps: int, seed: int = 0) -> list[float]:
@@ -315,6 +329,3 @@ def steady(times: list[float], skip: int = 3) -> float:
 def _line(stage: Stage, step: int, values: Mapping[str, float], times: list[float]) -> str:
     parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "lr")
     return f"{stage.name} {step}/{stage.training.steps}: {parts} ({steady(times):.3f} s per step)"
-
-
-__all__ = ["Budget", "Outcome", "Stage", "accelerator", "digest", "learning_rate", "steady", "train"]

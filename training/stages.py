@@ -105,6 +105,7 @@ def _run_stage(session: Session, stage: Stage, publish: Callable[[Path], dict[st
             "steps": outcome.step,
             "seed": run.seed,
             "seconds_per_step": outcome.seconds_per_step,
+            "seconds_of_last_call": outcome.seconds,
         }
         checkpoints.write_json(aside / "stage.json", facts)
 

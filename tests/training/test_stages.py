@@ -78,6 +78,13 @@ def test_an_unfinished_run_does_not_ship(tmp_path: Path) -> None:
         _npusim("ship", "--out", str(tmp_path), "--to", str(tmp_path / "shipped"))
 
 
+def test_claims_need_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInputError, match="stage kd is not finished; run: npusim train all, then claims again"
+    ):
+        _npusim("claims", "--out", str(tmp_path))
+
+
 @pytest.mark.training
 def test_a_stage_before_its_time_names_the_one_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
