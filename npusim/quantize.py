@@ -36,8 +36,8 @@ class Format:
 
     Attributes:
         dtype: `fp32`, `fp16`, `int8`, `int16`, `int32`.
-        scale: value of one integer step: one number, or [rows] (one per row of a weight); None for floating point and for
-            integers that stand for themselves (indices).
+        scale: value of one integer step: one number, [rows, 1] (one per output channel of a weight) or [1, cols] (a bias);
+            None for floating point and for integers that stand for themselves (indices).
     """
 
     dtype: str
@@ -62,22 +62,24 @@ def encode(values: Array, form: Format) -> Array:
     """Real values as stored elements: rounded half to even, saturated.
 
     Args:
-        values: [b, h, r, c] floating point; with one scale per row, r matches the scales.
+        values: [b, h, r, c] floating point; with several scales, r or c matches them.
     """
     if form.scale is None:
         if form.dtype.startswith("fp"):
             with np.errstate(over="ignore"):
                 return np.ascontiguousarray(values, dtype=form.numpy)
         return np.rint(values).astype(form.numpy)
-    return saturate(np.asarray(values, dtype=np.float64) / _per_row(form.scale), form.dtype)
+    return saturate(np.asarray(values, dtype=np.float64) / form.scale, form.dtype)
 
 
 def decode(stored: Array, form: Format, rows: slice | None = None) -> Floats:
     """Stored elements as FP32 values; `rows` says which rows of a tensor with one scale per row these are."""
     if form.scale is None:
         return np.ascontiguousarray(stored, dtype=np.float32)
-    scale = form.scale[rows] if isinstance(form.scale, np.ndarray) and rows is not None else form.scale
-    return np.asarray(stored * np.asarray(_per_row(scale), dtype=np.float64), dtype=np.float32)
+    scale = form.scale
+    if isinstance(scale, np.ndarray) and rows is not None and len(scale) > 1:
+        scale = scale[rows]
+    return np.asarray(stored * np.asarray(scale, dtype=np.float64), dtype=np.float32)
 
 
 def saturate(values: Doubles, dtype: str) -> Array:
@@ -98,32 +100,29 @@ def scale_for(largest: float, dtype: str) -> float:
     return largest / LIMITS[dtype] if largest > 0 else 1.0
 
 
-def quantize_rows(values: Array, dtype: str, floor: Doubles | None = None) -> tuple[Array, Doubles]:
-    """Weights as integers with one symmetric scale per row.
+def row_scales(values: Array, dtype: str, floor: Doubles | None = None) -> Doubles:
+    """One symmetric scale per row (output channel) of a weight.
 
     Args:
         values: [1, 1, rows, depth].
         floor: [rows] smallest allowed scales (so that biases fit 32 bits), or None.
 
     Returns:
-        (integers, scales [rows] float64). An all-zero row has its floor as scale, or 1.
+        [rows, 1]. An all-zero row has its floor as scale, or 1.
 
     Raises:
         BadInputError: a value is not finite.
     """
-    largest = np.abs(values).max(axis=(0, 1, 3)).astype(np.float64)
+    largest = np.maximum(values.max(axis=(0, 1, 3)), -values.min(axis=(0, 1, 3))).astype(np.float64)
     require_finite(largest, "the weights")
     scales = largest / LIMITS[dtype]
     if floor is not None:
         scales = np.maximum(scales, floor)
-    scales = np.where(scales > 0, scales, 1.0)
-    return saturate(np.asarray(values, dtype=np.float64) / scales[:, None], dtype), scales
+    return np.where(scales > 0, scales, 1.0)[:, None]
 
 
-def bias_floor(bias: Array | None, x_scale: float) -> Doubles | None:
+def bias_floor(bias: Array, x_scale: float) -> Doubles:
     """[rows] smallest weight scales under which the bias fits `BIAS_BITS` bits at accumulator scale."""
-    if bias is None:
-        return None
     return np.abs(bias.ravel()).astype(np.float64) / (x_scale * 2.0**BIAS_BITS)
 
 
@@ -171,7 +170,3 @@ def check_accumulator(accumulator: Doubles, bits: int, where: str) -> None:
 
 def _largest(values: Array) -> int:
     return max(int(values.max()), -int(values.min())) if values.size else 0
-
-
-def _per_row(scale: Any) -> Any:
-    return scale[:, None] if isinstance(scale, np.ndarray) else scale

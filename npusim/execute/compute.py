@@ -34,8 +34,8 @@ from npusim.quantize import (
     check_accumulator,
     decode,
     encode,
-    require_exact,
     requantize,
+    require_exact,
 )
 
 Reads = Mapping[int, Sequence[Block]]
@@ -76,19 +76,28 @@ class Compute:
         ]
 
     def _weighted(
-        self, layer: Layer, x: Sequence[Block], weight: Block, bias: Block | None, out: TensorBox, form: Format, factor: float
+        self,
+        layer: Layer,
+        x: Sequence[Block],
+        weight: Block,
+        bias: Block | None,
+        out: TensorBox,
+        form: Format,
+        factor: float,
     ) -> Array:
-        x_form, w_form = self.formats[x[0].tensor], self.formats[weight.tensor]
+        x_form, w_form = self._operand_format(layer, X), self.formats[weight.tensor]
         if not (x_form.is_integer and w_form.is_integer and form.is_integer):
             result = self._map(layer, x, self._value(x), self._decoded(weight), out)
             if bias is not None:
                 result += self._decoded(bias)
             return encode(_scaled(result, factor), form)
-        left = self._integers(x)
+        left = self._integers(x, x_form)
         require_exact(weight.data.shape[3], left, weight.data, layer.name)
-        result = self._map(layer, x, aligned_copy(left, np.float64), aligned_copy(weight.data, np.float64), out)
+        result = self._map(
+            layer, x, aligned_copy(left, np.float64), aligned_copy(weight.data, np.float64), out
+        )
         if bias is not None:
-            result += bias.data
+            result += _bias_in(bias, self.formats[bias.tensor], _scale(x_form) * _rows(w_form, weight))
         check_accumulator(result, self.accumulator_bits, layer.name)
         return requantize(result, _scale(x_form) * _rows(w_form, weight) * factor / _scale(form), form.dtype)
 
@@ -96,15 +105,24 @@ class Compute:
         if layer.op == "linear":
             return linear(values, weight)
         geometry = spatial_of(layer.attributes)
-        return conv(values, x[0].offset[2], weight, geometry, int(layer.attributes["groups"]), _image_rows(out, geometry.out_hw[1]))
+        return conv(
+            values,
+            x[0].offset[2],
+            weight,
+            geometry,
+            int(layer.attributes["groups"]),
+            _image_rows(out, geometry.out_hw[1]),
+        )
 
-    def _attention(self, layer: Layer, reads: Reads, out: TensorBox, heads: int, form: Format, factor: float) -> Array:
+    def _attention(
+        self, layer: Layer, reads: Reads, out: TensorBox, heads: int, form: Format, factor: float
+    ) -> Array:
         outputs = layer.attributes["y_rows"] == "outputs"
-        x_form, y_form = self.formats[reads[X][0].tensor], self.formats[reads[Y][0].tensor]
+        x_form, y_form = self._operand_format(layer, X), self._operand_format(layer, Y)
         if not (x_form.is_integer and y_form.is_integer and form.is_integer):
             result = matmul(self._value(reads[X]), self._value(reads[Y]), heads, y_rows_are_outputs=outputs)
             return encode(_scaled(merge_heads(result, out.shape), factor), form)
-        left, right = self._integers(reads[X]), self._integers(reads[Y])
+        left, right = self._integers(reads[X], x_form), self._integers(reads[Y], y_form)
         require_exact(left.shape[1] * left.shape[3] // heads, left, right, layer.name)
         wide = (aligned_copy(left, np.float64), aligned_copy(right, np.float64))
         result = matmul(*wide, heads, y_rows_are_outputs=outputs)
@@ -117,7 +135,7 @@ class Compute:
     def statistics(self, layer: Layer, reads: Reads) -> Array:
         """Sums of a band for GroupNorm, added to those before: [b, 1, groups, 2]; of integers, not of what they stand for."""
         before = reads.get(STATISTICS)
-        raw = self._norm_operand(reads[X])
+        raw = self._norm_operand(layer, reads[X])
         return group_statistics(raw, int(layer.attributes["groups"]), before[0].data if before else None)
 
     def vector(self, layer: Layer, reads: Reads, out: TensorBox) -> Array:
@@ -167,20 +185,22 @@ class Compute:
     def _value(self, blocks: Sequence[Block]) -> Array:
         return joined([self._decoded(b) for b in blocks])
 
-    def _integers(self, blocks: Sequence[Block]) -> Array:
-        """Stored integers of an operand; parts with other scales are brought to the first part's scale."""
-        first = self.formats[blocks[0].tensor]
-        same = [
-            b.data if _same(self.formats[b.tensor], first) else encode(self._decoded(b), first) for b in blocks
-        ]
-        return joined(same)
+    def _operand_format(self, layer: Layer, number: int) -> Format:
+        """Common format of an operand's parts: a concatenation has the largest of their scales."""
+        forms = [self.formats[p.tensor] for p in layer.operands[number].parts]
+        if not all(f.is_integer for f in forms):
+            return forms[0]
+        return max(forms, key=_scale)
 
-    def _norm_operand(self, blocks: Sequence[Block]) -> Array:
-        """What GroupNorm sums: integers of one tensor as they are, so that sums are exact; else values."""
-        form = self.formats[blocks[0].tensor]
-        if form.is_integer and all(_same(self.formats[b.tensor], form) for b in blocks):
-            return joined([b.data for b in blocks])
-        return self._value(blocks)
+    def _integers(self, blocks: Sequence[Block], form: Format) -> Array:
+        """Stored integers of an operand, brought to one format where the parts differ."""
+        same = [_same(self.formats[b.tensor], form) for b in blocks]
+        return joined([b.data if s else encode(self._decoded(b), form) for b, s in zip(blocks, same, strict=True)])
+
+    def _norm_operand(self, layer: Layer, blocks: Sequence[Block]) -> Array:
+        """What GroupNorm sums: integers of one scale, so that sums are exact whatever the cut; else values."""
+        form = self._operand_format(layer, X)
+        return self._integers(blocks, form) if form.is_integer else self._value(blocks)
 
     def parameters(self, layer: Layer, reads: Reads) -> tuple[Array | None, Array | None]:
         """Scale and shift of a norm."""
@@ -196,7 +216,14 @@ def _scale(form: Format) -> float:
 
 def _rows(form: Format, block: Block) -> Doubles:
     assert isinstance(form.scale, np.ndarray)
-    return form.scale[block.offset[2] : block.offset[2] + block.data.shape[2]]
+    return form.scale[block.offset[2] : block.offset[2] + block.data.shape[2], 0]
+
+
+def _bias_in(bias: Block, form: Format, scales: Doubles) -> Array:
+    """A bias in the accumulators' scales; it is stored in them, unless several layers share it."""
+    assert isinstance(form.scale, np.ndarray)
+    own = form.scale[0, bias.offset[3] : bias.offset[3] + bias.data.shape[3]]
+    return bias.data if np.array_equal(own, scales) else np.rint(bias.data * (own / scales))
 
 
 def _same(one: Format, other: Format) -> bool:
@@ -238,10 +265,10 @@ def _layer_norm(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Arr
 def _group_norm(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:
     shape = run.graph.tensors[layer.output].shape
     groups = int(layer.attributes["groups"])
-    x = run._norm_operand(reads[X])
+    x = run._norm_operand(layer, reads[X])
     epsilon = float(layer.attributes["epsilon"])
     if x.dtype.kind == "i":  # statistics are of integers: epsilon in their unit
-        epsilon /= _scale(run.formats[reads[X][0].tensor]) ** 2
+        epsilon /= _scale(run._operand_format(layer, X)) ** 2
     scale, bias = run.parameters(layer, reads)
     count = shape[2] * (shape[3] // groups)
     return group_norm(x.astype(np.float32), reads[STATISTICS][0].data, count, scale, bias, epsilon)
@@ -291,7 +318,9 @@ def _copy(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:
     else:
         moved = take(sources[0], layer.attributes, shape)
     b, h, r, c = out.offset
-    return np.ascontiguousarray(moved[b : b + out.shape[0], h : h + out.shape[1], r : r + out.shape[2], c : c + out.shape[3]])
+    return np.ascontiguousarray(
+        moved[b : b + out.shape[0], h : h + out.shape[1], r : r + out.shape[2], c : c + out.shape[3]]
+    )
 
 
 def _whole(run: Compute, layer: Layer, number: int, blocks: Sequence[Block]) -> Array:
@@ -304,7 +333,11 @@ def _whole(run: Compute, layer: Layer, number: int, blocks: Sequence[Block]) -> 
     waiting = list(blocks)
     position = 0
     for part in operand.parts:
-        for block in [b for b in waiting if b.tensor == part.tensor and part.start <= b.offset[3] < part.start + part.size][:1]:
+        for block in [
+            b
+            for b in waiting
+            if b.tensor == part.tensor and part.start <= b.offset[3] < part.start + part.size
+        ][:1]:
             b, h, r, c = block.offset
             n = block.data.shape
             start = position + c - part.start

@@ -51,7 +51,9 @@ def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
     written = set(table.buffer[table.mode != READ].tolist())
     histories: dict[int, _History] = {}
     found: dict[int, tuple[int, ...]] = {}
-    columns = zip(table.mode.tolist(), table.buffer.tolist(), table.offset.tolist(), table.shape.tolist(), strict=True)
+    columns = zip(
+        table.mode.tolist(), table.buffer.tolist(), table.offset.tolist(), table.shape.tolist(), strict=True
+    )
     for access, (mode, buffer, offset, shape) in enumerate(columns):
         if buffer not in written:
             continue

@@ -22,7 +22,9 @@ def unary(function: str, x: Array, attributes: Mapping[str, Any]) -> Array:
         UnsupportedError: the function can be costed but not run.
     """
     if function not in UNARY:
-        raise UnsupportedError(f"the vector function '{function}' can be costed but not run; supported are: {', '.join(sorted(UNARY))}")
+        raise UnsupportedError(
+            f"the vector function '{function}' can be costed but not run; supported are: {', '.join(sorted(UNARY))}"
+        )
     with np.errstate(all="ignore"):
         return np.asarray(UNARY[function](x, attributes), dtype=np.float32)
 
@@ -34,7 +36,9 @@ def binary(function: str, x: Array, y: Array) -> Array:
         UnsupportedError: the function can be costed but not run.
     """
     if function not in BINARY:
-        raise UnsupportedError(f"the vector function '{function}' can be costed but not run; supported are: {', '.join(sorted(BINARY))}")
+        raise UnsupportedError(
+            f"the vector function '{function}' can be costed but not run; supported are: {', '.join(sorted(BINARY))}"
+        )
     with np.errstate(all="ignore"):
         return np.asarray(BINARY[function](x, y), dtype=np.float32)
 
@@ -111,7 +115,9 @@ UNARY: Mapping[str, Callable[[Array, Mapping[str, Any]], Array]] = {
     "log": lambda x, a: np.log(x),
     "softplus": lambda x, a: np.logaddexp(x, 0),
     "hard_swish": lambda x, a: x * np.clip(x / 6 + np.float32(0.5), 0, 1),
-    "hard_sigmoid": lambda x, a: np.clip(np.float32(a.get("alpha", 0.2)) * x + np.float32(a.get("beta", 0.5)), 0, 1),
+    "hard_sigmoid": lambda x, a: np.clip(
+        np.float32(a.get("alpha", 0.2)) * x + np.float32(a.get("beta", 0.5)), 0, 1
+    ),
     "leaky_relu": lambda x, a: np.where(x < 0, np.float32(a.get("alpha", 0.01)) * x, x),
     "elu": lambda x, a: np.where(x < 0, np.float32(a.get("alpha", 1.0)) * np.expm1(x), x),
     "floor": lambda x, a: np.floor(x),

@@ -51,7 +51,9 @@ def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool) -> Array
     return np.matmul(left, right)
 
 
-def conv(x: Array, first_row: int, weight: Array, geometry: Spatial, groups: int, out_rows: tuple[int, int]) -> Array:
+def conv(
+    x: Array, first_row: int, weight: Array, geometry: Spatial, groups: int, out_rows: tuple[int, int]
+) -> Array:
     """A band of a convolution, channels last.
 
     Args:
@@ -89,7 +91,10 @@ def windows(x: Array, first_row: int, geometry: Spatial, out_rows: tuple[int, in
     reach = (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
     high = (out_rows[1] - 1) * geometry.stride[0] - geometry.pads[0] + reach
     left = geometry.pads[1]
-    width = max((geometry.out_hw[1] - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1, left + in_w)
+    width = max(
+        (geometry.out_hw[1] - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1,
+        left + in_w,
+    )
     image = x.reshape(-1, in_w, channels)
     start = first_row // in_w
     padded = aligned_empty((high - low, width, channels), x.dtype)
@@ -101,7 +106,13 @@ def windows(x: Array, first_row: int, geometry: Spatial, out_rows: tuple[int, in
     return np.lib.stride_tricks.as_strided(
         padded,
         (out_rows[1] - out_rows[0], geometry.out_hw[1], *geometry.kernel, channels),
-        (rows * geometry.stride[0], cols * geometry.stride[1], rows * geometry.dilation[0], cols * geometry.dilation[1], step),
+        (
+            rows * geometry.stride[0],
+            cols * geometry.stride[1],
+            rows * geometry.dilation[0],
+            cols * geometry.dilation[1],
+            step,
+        ),
         writeable=False,
     )
 

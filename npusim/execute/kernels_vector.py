@@ -41,7 +41,9 @@ def group_statistics(x: Array, groups: int, before: Array | None) -> Array:
     return found if before is None else before + found
 
 
-def group_norm(x: Array, statistics: Array, count: int, scale: Array | None, bias: Array | None, epsilon: float) -> Array:
+def group_norm(
+    x: Array, statistics: Array, count: int, scale: Array | None, bias: Array | None, epsilon: float
+) -> Array:
     """Normalization with finished statistics; `count` elements went into each group's sums.
 
     Args:
@@ -64,7 +66,9 @@ def _affine(x: Array, scale: Array | None, bias: Array | None) -> Array:
     return x
 
 
-def pool(x: Array, first_row: int, attributes: Mapping[str, Any], geometry: Spatial, out_rows: tuple[int, int]) -> Array:
+def pool(
+    x: Array, first_row: int, attributes: Mapping[str, Any], geometry: Spatial, out_rows: tuple[int, int]
+) -> Array:
     """A band of max or average pooling, channels last (see `kernels_product.conv`)."""
     largest = attributes["function"] == "max"
     found = []
@@ -98,7 +102,9 @@ def resize(x: Array, first_row: int, attributes: Mapping[str, Any], out_rows: tu
     cols, col_weights = resize_taps(attributes, 1)
     if rows.shape[1] == cols.shape[1] == 1:
         return image[:, rows[:, 0] - start][:, :, cols[:, 0]].reshape(x.shape[0], 1, -1, x.shape[3])
-    tall = sum(image[:, rows[:, t] - start] * row_weights[None, :, t, None, None] for t in range(rows.shape[1]))
+    tall = sum(
+        image[:, rows[:, t] - start] * row_weights[None, :, t, None, None] for t in range(rows.shape[1])
+    )
     wide = sum(tall[:, :, cols[:, t]] * col_weights[None, None, :, t, None] for t in range(cols.shape[1]))
     return np.asarray(wide, dtype=np.float32).reshape(x.shape[0], 1, -1, x.shape[3])
 
@@ -126,4 +132,6 @@ def take(x: Array, attributes: Mapping[str, Any], out: Shape4) -> Array:
 def concat(arrays: Sequence[Array], attributes: Mapping[str, Any], out: Shape4) -> Array:
     """Whole tensors joined along one dimension."""
     shapes = attributes["shapes"]
-    return np.concatenate([a.reshape(s) for a, s in zip(arrays, shapes, strict=True)], axis=attributes["axis"]).reshape(out)
+    return np.concatenate(
+        [a.reshape(s) for a, s in zip(arrays, shapes, strict=True)], axis=attributes["axis"]
+    ).reshape(out)

@@ -56,7 +56,9 @@ class Sram:
         stored = (batch, heads, -(-cols // block), rows, padded)
         size = int(np.prod(stored, dtype=np.int64)) * dtype.itemsize
         if address < 0 or address + size > len(self._bytes) or address % dtype.itemsize:
-            raise IndexError(f"bytes {address} to {address + size} do not lie in the SRAM of {len(self._bytes)} bytes")
+            raise IndexError(
+                f"bytes {address} to {address + size} do not lie in the SRAM of {len(self._bytes)} bytes"
+            )
         cells = dtype.itemsize // self.granule
         data = self._bytes[address : address + size].view(dtype).reshape(stored)
         shadow = self._shadow[address // self.granule : (address + size) // self.granule]
@@ -74,7 +76,10 @@ def box_index(place: Place, low: tuple[int, ...], shape: tuple[int, ...], cells:
     stop = start + shape[3] if first == last else place.block
     whole = start == 0 and (low[3] + shape[3]) % place.block == 0
     held = place.data.shape
-    inside = all(0 <= low[a] and low[a] + shape[a] <= held[b] for a, b in ((0, 0), (1, 1), (2, 3))) and 0 <= first <= last < held[2]
+    inside = (
+        all(low[a] >= 0 and low[a] + shape[a] <= held[b] for a, b in ((0, 0), (1, 1), (2, 3)))
+        and 0 <= first <= last < held[2]
+    )
     if not inside or (first != last and not whole):
         raise IndexError(f"box {low} + {shape} does not lie in its buffer of {held} in whole column blocks")
     b, h, r = (slice(low[a], low[a] + shape[a]) for a in (0, 1, 2))

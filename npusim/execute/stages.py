@@ -87,7 +87,11 @@ def tensor_dtypes(graph: Graph, plan: Plan) -> dict[str, str]:
             for part in operand.parts:
                 if operand.role in ("weight", "table"):
                     found[part.tensor] = chosen.weight
-                elif operand.role == "bias" and layer.op in ("conv", "linear") and chosen.activation.startswith("int"):
+                elif (
+                    operand.role == "bias"
+                    and layer.op in ("conv", "linear")
+                    and chosen.activation.startswith("int")
+                ):
                     found[part.tensor] = "int32"
                 else:
                     found.setdefault(part.tensor, chosen.activation)

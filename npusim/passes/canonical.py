@@ -16,15 +16,16 @@ from npusim.passes.moves import MOVES
 from npusim.passes.norms import NORMS
 from npusim.passes.products import PRODUCTS
 from npusim.passes.spatial import SPATIAL
-from npusim.passes.view import View, default_groups, stored
+from npusim.passes.view import Groups, View, default_groups, stored
 
 
 def canonicalize(model: OnnxModel) -> Graph:
     """Layers of a folded, pattern-fused model; what no handler knows becomes an `unknown` layer and is named."""
     builder = Builder(model=model)
+    images = _images(model)
     for name in model.inputs:
         shape = builder.shape(name)
-        groups = default_groups(len(shape), image=len(shape) >= 4)
+        groups = _input_groups(len(shape), image=name in images)
         view = stored(name, shape, groups)
         builder.add_tensor(name, view.storage_shape, "input", source=name, source_shape=shape)
         builder.views[name] = view
@@ -33,6 +34,29 @@ def canonicalize(model: OnnxModel) -> Graph:
         if handler is None or not handler(builder, node):
             _unknown(builder, node)
     return _finish(builder)
+
+
+#: Operators whose first operand has channels as dimension 1 and an image after it.
+_SPATIAL_OPS = frozenset({*SPATIAL, "Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization", "BatchNormalization"})
+
+
+def _images(model: OnnxModel) -> set[str]:
+    """Run-time inputs that reach a spatial operator through operators that keep every dimension in its place."""
+    images: set[str] = set()
+    for node in reversed(model.nodes):
+        spatial = node.op in _SPATIAL_OPS
+        if spatial:
+            images.add(node.inputs[0])
+        elif node.op in ELEMENTWISE and any(o in images for o in node.outputs):
+            images.update(node.inputs)
+    return images & set(model.inputs)
+
+
+def _input_groups(rank: int, *, image: bool) -> Groups:
+    """How an input is stored: images channels last, other values of rank 4 as they are, the rest as rows."""
+    if rank == 4 and not image:
+        return ((0,), (1,), (2,), (3,))
+    return default_groups(rank, image=image and rank >= 4)
 
 
 def _finish(builder: Builder) -> Graph:

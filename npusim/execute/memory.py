@@ -1,0 +1,210 @@
+"""Everything that commands read and write: DRAM tensors as arrays, SRAM as bytes, both with shadows that catch races."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npusim.errors import NpusimError
+from npusim.execute.blocks import Array
+from npusim.execute.expect import expected_writers
+from npusim.execute.sram import Place, Sram, box_index, read_elements, write_elements
+from npusim.layout import Layout
+from npusim.program import DRAM, OPCODES, READ, SRAM, Program
+
+
+class RaceError(NpusimError):
+    """A command found bytes that another command than the expected one wrote, or that nothing wrote."""
+
+
+class StoreError(NpusimError):
+    """A DRAM element was stored twice, or never."""
+
+
+class Memory:
+    """DRAM and SRAM of one run.
+
+    Args:
+        program: what will run.
+        dtypes: numpy type of each program tensor.
+        source: gives the stored data of tensors that nothing writes (weights, inputs), by name.
+    """
+
+    def __init__(self, program: Program, sram_bytes: int, dtypes: list[np.dtype[Any]], source: Callable[[str], Array]) -> None:
+        self.program, self.dtypes, self._source = program, dtypes, source
+        table, buffers = program.accesses, program.buffers
+        self._buffer: list[int] = table.buffer.tolist()
+        self._offset = [tuple(o) for o in table.offset.tolist()]
+        self._shape = [tuple(s) for s in table.shape.tolist()]
+        self._origin = [tuple(o) for o in buffers.offset.tolist()]
+        self._space: list[int] = buffers.space.tolist()
+        self._tensor: list[int] = buffers.tensor.tolist()
+        self._expected = expected_writers(program)
+        self._marks = np.zeros(len(table.buffer) + 1, dtype=np.bool_)
+        used = sorted({dtypes[t].itemsize for t, s in zip(self._tensor, self._space, strict=True) if s == SRAM} or {1})
+        self._sram = Sram(sram_bytes, used[0])
+        self._places: dict[int, Place] = {}
+        self._arrays: dict[int, Array] = {}
+        self._shadows: dict[int, npt.NDArray[np.int32]] = {}
+        self._uses = np.bincount(table.buffer, minlength=len(self._space)).tolist()
+        self._written = set(table.buffer[table.mode != READ].tolist())
+        self._kept = {t for t, kind in enumerate(program.tensors.kind) if kind == "output"}
+
+    def read(self, access: int) -> Array:
+        """An aligned copy of the box of a reading access, [b, h, r, c].
+
+        Raises:
+            RaceError: some of its bytes are unwritten, stale or already overwritten.
+        """
+        buffer = self._buffer[access]
+        if self._space[buffer] == SRAM:
+            place = self._place(buffer)
+            low = self._low(access)
+            shadow = place.shadow[box_index(place, low, self._shape[access], place.cells)]
+            self._check(access, shadow)
+            return read_elements(place, box_index(place, low, self._shape[access], 1), self._shape[access])
+        index = self._slices(access)
+        if buffer in self._written:
+            self._check(access, self._shadow(buffer)[index])
+        values = np.ascontiguousarray(self._array(buffer)[index])
+        self._release(buffer)
+        return values
+
+    def gather(self, access: int, rows: npt.NDArray[np.int64]) -> Array:
+        """Named rows of a constant table, [1, 1, rows, cols]."""
+        buffer = self._buffer[access]
+        values = self._array(buffer)[:, :, rows]
+        self._release(buffer)
+        return np.ascontiguousarray(values)
+
+    def write(self, access: int, values: Array) -> None:
+        """Put values into the box of a writing access.
+
+        Raises:
+            StoreError: a DRAM element gets a second value.
+        """
+        buffer = self._buffer[access]
+        if self._space[buffer] == SRAM:
+            place = self._place(buffer)
+            low = self._low(access)
+            place.shadow[box_index(place, low, self._shape[access], place.cells)] = access + 1
+            write_elements(place, box_index(place, low, self._shape[access], 1), values)
+            return
+        index = self._slices(access)
+        seen = self._shadow(buffer)[index]
+        if seen.any():
+            raise StoreError(f"{self._who(access)} stores elements of {self._name(buffer)} that {self._who(int(seen.max()) - 1)} stored before")
+        seen[...] = access + 1
+        self._array(buffer)[index] = values
+        self._release(buffer)
+
+    def result(self, tensor: int) -> Array:
+        """A finished output in DRAM.
+
+        Raises:
+            StoreError: some element was never stored.
+        """
+        buffer = next((b for b, t in enumerate(self._tensor) if t == tensor and self._space[b] == DRAM), None)
+        name = self.program.tensors.name[tensor]
+        if buffer is None:
+            raise StoreError(f"the output '{name}' has no place in DRAM")
+        if buffer in self._written:
+            missing = int(np.count_nonzero(self._shadow(buffer) == 0))
+            if missing:
+                raise StoreError(f"{missing} of {self._shadow(buffer).size} elements of the output '{name}' were never stored")
+        return self._array(buffer)
+
+    # ---- places ------------------------------------------------------------------------------------------------
+
+    def _place(self, buffer: int) -> Place:
+        if buffer not in self._places:
+            buffers, tensor = self.program.buffers, self._tensor[buffer]
+            layout = Layout(*self.program.tensors.layout[tensor].tolist())
+            shape = tuple(buffers.shape[buffer].tolist())
+            self._places[buffer] = self._sram.place(int(buffers.address[buffer]), shape, layout, self.dtypes[tensor])
+        return self._places[buffer]
+
+    def _array(self, buffer: int) -> Array:
+        if buffer not in self._arrays:
+            tensor = self._tensor[buffer]
+            if buffer in self._written:
+                shape = tuple(self.program.tensors.shape[tensor].tolist())
+                self._arrays[buffer] = np.empty(shape, dtype=self.dtypes[tensor])
+            else:
+                self._arrays[buffer] = self._source(self.program.tensors.name[tensor])
+        return self._arrays[buffer]
+
+    def _shadow(self, buffer: int) -> npt.NDArray[np.int32]:
+        if buffer not in self._shadows:
+            shape = tuple(self.program.tensors.shape[self._tensor[buffer]].tolist())
+            self._shadows[buffer] = np.zeros(shape, dtype=np.int32)
+        return self._shadows[buffer]
+
+    def _release(self, buffer: int) -> None:
+        """Drop DRAM data that no command will touch again."""
+        self._uses[buffer] -= 1
+        if not self._uses[buffer] and self._tensor[buffer] not in self._kept:
+            self._arrays.pop(buffer, None)
+            self._shadows.pop(buffer, None)
+
+    def _low(self, access: int) -> tuple[int, ...]:
+        return tuple(a - b for a, b in zip(self._offset[access], self._origin[self._buffer[access]], strict=True))
+
+    def _slices(self, access: int) -> tuple[slice, ...]:
+        held = self.program.tensors.shape[self._tensor[self._buffer[access]]].tolist()
+        box = list(zip(self._offset[access], self._shape[access], held, strict=True))
+        if any(low < 0 or low + size > whole for low, size, whole in box):
+            raise IndexError(f"{self._who(access)} touches a box outside {self._name(self._buffer[access])}")
+        return tuple(slice(low, low + size) for low, size, _ in box)
+
+    # ---- races -------------------------------------------------------------------------------------------------
+
+    def _check(self, access: int, shadow: npt.NDArray[np.int32]) -> None:
+        expected = self._expected.get(access, ())
+        if len(expected) == 1:
+            good = shadow == expected[0] + 1
+        else:
+            self._marks[[e + 1 for e in expected]] = True
+            good = self._marks[shadow]
+            self._marks[[e + 1 for e in expected]] = False
+        if not good.all():
+            raise RaceError(self._race(access, shadow[~good]))
+
+    def _race(self, access: int, found: npt.NDArray[np.int32]) -> str:
+        buffer = self._buffer[access]
+        where = f"{found.size} granules of {self._name(buffer)}"
+        if self._space[buffer] == SRAM:
+            address, size = (int(c[buffer]) for c in (self.program.buffers.address, self.program.buffers.stored_bytes))
+            where += f" (SRAM bytes {address} to {address + size})"
+        wanted = ", ".join(self._who(e) for e in self._expected.get(access, ())[:2]) or "nothing"
+        writer = int(found.ravel()[0])
+        seen = f"hold what {self._who(writer - 1)} wrote" if writer else "are not written yet"
+        return f"{self._who(access)} reads {where}: they {seen}, it expects data of {wanted}; a dependency is missing or an address wrong"
+
+    def _who(self, access: int) -> str:
+        command = int(self.program.accesses.command[access])
+        commands = self.program.commands
+        layer = self.program.layers[int(commands.layer[command])]
+        return f"command {command} ({OPCODES[int(commands.opcode[command])]} of '{layer}')"
+
+    def _name(self, buffer: int) -> str:
+        return f"'{self.program.tensors.name[self._tensor[buffer]]}'"
+
+
+def program_dtypes(program: Program, dtypes: Mapping[str, np.dtype[Any]]) -> list[np.dtype[Any]]:
+    """Numpy type of each tensor of a Program, by the graph's tensor types; statistics are FP64.
+
+    Raises:
+        NpusimError: a type does not have the bytes per element that the plan gives the tensor.
+    """
+    found = []
+    for name, size in zip(program.tensors.name, program.tensors.element_bytes.tolist(), strict=True):
+        base, _, what = name.rpartition(":")
+        kind = dtypes.get(name) if name in dtypes else (np.dtype("float64") if what == "stats" else dtypes.get(base))
+        if kind is None or kind.itemsize != size:
+            raise NpusimError(f"tensor '{name}' has {size} bytes per element in the plan, {kind} was expected; profile the model again")
+        found.append(kind)
+    return found

@@ -1,0 +1,159 @@
+"""Run a Program: exactly its commands, in serial or any other legal order, on a scratchpad of the hardware's size."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from npusim.execute.blocks import Array, Block
+from npusim.execute.compute import OUT, STATISTICS, X, Compute, wanted_rows
+from npusim.execute.formats import Numbers
+from npusim.execute.memory import Memory, program_dtypes
+from npusim.execute.stages import MAIN
+from npusim.execute.windows import pack, unpack
+from npusim.graph import Graph, Layer
+from npusim.lower.geometry import TensorBox
+from npusim.plan import Plan
+from npusim.program import LOAD, PRODUCT, READ, STORE, Program
+from npusim.quantize import decode
+
+Order = Literal["serial", "random"]
+Observer = Callable[[str, Sequence[tuple[int, ...]], Array], None]
+
+
+def execute(
+    graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array], *, order: Order = "serial", seed: int = 0
+) -> dict[str, Array]:
+    """Outputs of the model, computed by the commands of a Program.
+
+    Args:
+        graph: the layers that the Program was lowered from.
+        plan: its decisions (the hardware is in it).
+        program: `lower(graph, plan)`.
+        numbers: formats of all tensors, and the weights in them.
+        inputs: arrays by input name, in the model's shapes.
+        order: `serial`, or a random order that the dependencies allow, drawn from `seed`.
+
+    Returns:
+        FP32 arrays by output name, in the model's shapes.
+
+    Raises:
+        BadInputError: an input is missing, unknown, ill-shaped or not finite.
+        RaceError, StoreError: the Program is wrong.
+        AccumulatorOverflowError: an integer sum does not fit the hardware.
+    """
+    return _Run(graph, plan, program, numbers, inputs).outputs(order, seed)
+
+
+def legal_order(program: Program, order: Order, seed: int) -> Iterator[int]:
+    """Command numbers in serial order, or in a random order that respects every dependency."""
+    count = len(program)
+    if order == "serial":
+        yield from range(count)
+        return
+    drawn = random.Random(seed)
+    pointers, dependencies = program.commands.dep_ptr.tolist(), program.commands.dep_idx.tolist()
+    waiting = [pointers[i + 1] - pointers[i] for i in range(count)]
+    followers: list[list[int]] = [[] for _ in range(count)]
+    for command in range(count):
+        for dependency in dependencies[pointers[command] : pointers[command + 1]]:
+            followers[dependency].append(command)
+    ready = [(drawn.random(), i) for i in range(count) if not waiting[i]]
+    heapq.heapify(ready)
+    while ready:
+        _, command = heapq.heappop(ready)
+        yield command
+        for follower in followers[command]:
+            waiting[follower] -= 1
+            if not waiting[follower]:
+                heapq.heappush(ready, (drawn.random(), follower))
+
+
+class _Run:
+    """One execution."""
+
+    def __init__(self, graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array]) -> None:
+        self.graph, self.program, self.numbers = graph, program, numbers
+        stored = pack(graph, inputs, numbers.formats)
+        types = {name: numbers.formats[name].numpy for name in graph.tensors}
+        dtypes = program_dtypes(program, types)
+        self.memory = Memory(
+            program, plan.npu.sram.sram_bytes, dtypes, lambda name: stored[name] if name in stored else numbers.weight(name)
+        )
+        bits = min(e.accumulator_bits for e in plan.npu.tensor_engine)
+        self.compute = Compute(graph, numbers.formats, bits)
+        self.layers: list[Layer] = [{x.name: x for x in graph.layers}[name] for name in program.layers]
+        accesses = program.accesses
+        self._first: list[int] = np.searchsorted(accesses.command, np.arange(len(program) + 1)).tolist()
+        self._mode, self._operand = accesses.mode.tolist(), accesses.operand.tolist()
+        self._names = [program.tensors.name[t] for t in program.buffers.tensor[accesses.buffer].tolist()]
+        self._offset = [tuple(o) for o in accesses.offset.tolist()]
+        self._shape = [tuple(s) for s in accesses.shape.tolist()]
+
+    def outputs(self, order: Order, seed: int) -> dict[str, Array]:
+        """Run every command, then take the outputs from DRAM."""
+        for command in legal_order(self.program, order, seed):
+            self.run(command)
+        position = {name: i for i, name in enumerate(self.program.tensors.name)}
+
+        def whole(name: str) -> Array:
+            return decode(self.memory.result(position[name]), self.numbers.formats[name])
+
+        return unpack(self.graph, whole)
+
+    def run(self, command: int) -> None:
+        """Run one command."""
+        accesses = range(self._first[command], self._first[command + 1])
+        reads = [a for a in accesses if self._mode[a] == READ]
+        writes = [a for a in accesses if self._mode[a] != READ]
+        commands = self.program.commands
+        opcode, layer = int(commands.opcode[command]), self.layers[int(commands.layer[command])]
+        attributes = self.program.attributes[int(commands.attributes[command])]
+        if opcode == LOAD and attributes.get("gathers"):
+            self._gather(layer, reads, writes[0])
+        elif opcode in (LOAD, STORE):
+            self._move(reads, writes)
+        else:
+            results = self._computed(command, opcode, layer, attributes, reads, writes)
+            for access, values in zip(writes, results, strict=True):
+                self.memory.write(access, values)
+
+    def _move(self, reads: Sequence[int], writes: Sequence[int]) -> None:
+        for source, target in zip(reads, writes, strict=True):
+            self.memory.write(target, self.memory.read(source))
+
+    def _gather(self, layer: Layer, reads: Sequence[int], write: int) -> None:
+        index = [self._block(a) for a in reads if self._operand[a] == 1]
+        rows = wanted_rows(self.graph, layer, index, self._box(write))
+        self.memory.write(write, self.memory.gather(reads[0], rows))
+
+    def _computed(
+        self, command: int, opcode: int, layer: Layer, attributes: Mapping[str, Any], reads: Sequence[int], writes: Sequence[int]
+    ) -> list[Array]:
+        blocks: dict[int, list[Block]] = {}
+        for access in reads:
+            blocks.setdefault(self._operand[access], []).append(self._block(access))
+        if opcode == PRODUCT:
+            heads = int(self.program.commands.batch[command])
+            return self.compute.product(layer, blocks, [self._box(a) for a in writes], heads)
+        if "epilogue" in attributes:
+            return [self.compute.epilogue(layer, int(attributes["epilogue"]), blocks)]
+        function = self.program.functions[int(self.program.commands.function[command])]
+        if function == "geglu":
+            return [self.compute.gate(layer, [blocks[0][0], blocks[1][0]])]
+        if function == "group_norm_stats":
+            return [self.compute.statistics(layer, blocks)]
+        return [self.compute.vector(layer, blocks, self._box(writes[0]))]
+
+    def _block(self, access: int) -> Block:
+        return Block(self._names[access], self._offset[access], self.memory.read(access))  # type: ignore[arg-type]
+
+    def _box(self, access: int) -> TensorBox:
+        return TensorBox(self._names[access], self._offset[access], self._shape[access])  # type: ignore[arg-type]
+
+
+__all__ = ["MAIN", "OUT", "STATISTICS", "Observer", "X", "execute", "legal_order"]
