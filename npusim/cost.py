@@ -134,7 +134,9 @@ class Work:
         self.handover_ps = np.where(commands.flags & FLAG_HANDOVER, handover_ps(npu), 0)
         self.fixed_ps = compute_ps(program, npu) + self.handover_ps + np.where(dma, setup_ps(npu), 0)
         rate = min(npu.dma.channel_bytes_per_s, npu.dram.dram_shared_bytes_per_s)
-        self.alone_ps = self.fixed_ps + ceil_div(self.moved * PS_PER_S, rate)
+        # plain integers: bytes x 10^12 exceeds 64 bits for transfers over nine megabytes
+        moving = [ceil_div(moved * PS_PER_S, rate) for moved in self.moved.tolist()]
+        self.alone_ps = self.fixed_ps + np.asarray(moving, dtype=np.int64)
 
 
 def compute_ps(program: Program, npu: Npu) -> Ints:

@@ -65,7 +65,7 @@ def _serial(program: Program, npu: Npu, work: Work) -> Trace:
 def _serial_bandwidth(start: Any, end: Any, work: Work) -> Any:
     moving = np.flatnonzero(work.moved)
     span = np.maximum(1, end[moving] - start[moving] - work.fixed_ps[moving])
-    rate = work.dram_bytes[moving] * PS_PER_S // span
+    rate = (work.dram_bytes[moving] * (PS_PER_S / span)).astype(np.int64)
     steps = np.empty((2 * len(moving), 2), dtype=np.int64)
     steps[0::2, 0], steps[0::2, 1] = start[moving] + work.fixed_ps[moving], rate
     steps[1::2, 0], steps[1::2, 1] = end[moving], 0

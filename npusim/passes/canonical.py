@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 from npusim.errors import ModelError
@@ -102,7 +101,7 @@ def _folded(builder: Builder, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _unknown(builder: Builder, node: Node) -> None:
     """Costed by its bytes on the vector engine, and named in the coverage."""
     builder.unmodelled.setdefault(node.op, []).extend(node.sources)
-    views = [builder.view(i) for i in node.inputs if i and prod(builder.shape(i))]
+    views = [builder.view(i) for i in node.inputs if i and 0 not in builder.shape(i)]
     if not views:
         raise ModelError(
             f"node '{node.name}' ({node.op}) has no run-time input and cannot be folded; npusim cannot place it"
