@@ -99,7 +99,7 @@ def _vector_ps(problem: Problem, layer: Layer) -> int:
 def compulsory_bytes(problem: Problem) -> int:
     """Stored bytes of all weights, inputs and outputs: each crosses the DRAM bus at least once."""
     return sum(
-        problem.tensor_bytes(t.name)
+        problem.moved_bytes(t.name)
         for t in problem.graph.tensors.values()
         if t.kind in ("weight", "input", "output")
     )
@@ -120,7 +120,7 @@ def _worst_excess(problem: Problem) -> int:
             continue
         before, after = nx.ancestors(dag, layer.name), nx.descendants(dag, layer.name) | {layer.name}
         alive = sum(
-            problem.tensor_bytes(other.output)
+            problem.moved_bytes(other.output)
             for other in graph.layers
             if other.name in before
             and graph.tensors[other.output].kind == "intermediate"

@@ -82,14 +82,19 @@ class Problem:
         )
 
     def tensor_bytes(self, name: str) -> int:
-        """Aligned stored bytes of a whole tensor."""
+        """Aligned stored bytes of a whole tensor: the place that it takes."""
+        return aligned(self.moved_bytes(name), self.npu.sram.alignment_bytes)
+
+    def moved_bytes(self, name: str) -> int:
+        """Stored bytes of a whole tensor without alignment: what moving it once costs."""
         shape = self.graph.tensors[name].shape
-        size = stored_bytes(shape, self.layouts.get(name, PLAIN), self.element_bytes[name])
-        return aligned(size, self.npu.sram.alignment_bytes)
+        return stored_bytes(shape, self.layouts.get(name, PLAIN), self.element_bytes[name])
 
 
 def _overwritable(layer: Layer) -> str | None:
     """The one operand that a layer's output may overwrite piece by piece, or None."""
+    if layer.attributes.get("gated"):
+        return None  # the gate writes its output before the residual is read
     if OPS[layer.op].streams == "product":
         operands = [
             layer.operands[e.operand] for e in layer.epilogue if e.function == "add" and e.operand >= 0
