@@ -29,11 +29,35 @@ Shape4 = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """How an ONNX constant is laid into its tensor: reshape, then transpose, then broadcast, then reshape to `shape`."""
+    """How an ONNX constant is laid into its tensor: steps, reshape, transpose, broadcast, reshape to the tensor's shape.
+
+    Attributes:
+        reshape, permutation, expand: sizes, order of dimensions, sizes after broadcasting.
+        steps: what the model itself does first, in order: `("reshape", sizes)`, `("transpose", order)`,
+            `("take", (axis, position, position ...))`, `("slice", (axis, start, stop, step))`.
+    """
 
     reshape: tuple[int, ...]
     permutation: tuple[int, ...]
     expand: tuple[int, ...]
+    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalization:
+    """A batch norm that a weight or bias takes in: times scale / sqrt(variance + epsilon), per output.
+
+    A bias is shifted too: `(bias - mean) * factor + shift`; without a bias of its own (no `source`) it starts from 0.
+
+    Attributes:
+        scale, shift, mean, variance: names of ONNX constants, one element per output.
+    """
+
+    scale: str
+    shift: str
+    mean: str
+    variance: str
+    epsilon: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +71,7 @@ class Tensor:
         source: the ONNX value it holds (for weights: the initializer), empty if npusim made it.
         source_shape: shape of that ONNX value.
         packing: for weights, how the ONNX constant becomes this tensor.
+        normalization: a batch norm that is folded into it.
     """
 
     name: str
@@ -55,6 +80,7 @@ class Tensor:
     source: str = ""
     source_shape: tuple[int, ...] = ()
     packing: Packing | None = None
+    normalization: Normalization | None = None
 
     @property
     def elements(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npusim.errors import ModelError
-from npusim.graph import Graph, Packing, Tensor
+from npusim.graph import Graph, Normalization, Packing, Tensor
 from npusim.onnx_reader import StoredData, read_initializers
 
 Array = npt.NDArray[Any]
@@ -29,17 +29,31 @@ class Weights:
             ModelError: the file does not hold it, or with another shape.
         """
         tensor = self._graph.tensors[name]
-        return packed(self._source(tensor), tensor, self.where)
+        if tensor.normalization is None:
+            return packed(self._data(tensor.source), tensor, self.where)
+        return packed(self._normalized(tensor, tensor.normalization), tensor, self.where)
 
-    def _source(self, tensor: Tensor) -> Array:
-        stored = self._stored.get(tensor.source)
+    def _data(self, source: str) -> Array:
+        stored = self._stored.get(source)
         if stored is not None:
-            return _mapped(stored, tensor.source, self.where)
-        if tensor.source in self._graph.constants:
-            return np.asarray(self._graph.constants[tensor.source])
+            return _mapped(stored, source, self.where)
+        if source in self._graph.constants:
+            return np.asarray(self._graph.constants[source])
         raise ModelError(
-            f"{self.where}: holds no data for weight '{tensor.source}'; give the model with its weights"
+            f"{self.where}: holds no data for weight '{source}'; give the model with its weights"
         )
+
+    def _normalized(self, tensor: Tensor, norm: Normalization) -> Array:
+        """A convolution's weight (outputs first) or bias with the batch norm that follows, computed in FP64."""
+        scale, shift, mean, variance = (
+            self._data(n).astype(np.float64) for n in (norm.scale, norm.shift, norm.mean, norm.variance)
+        )
+        factor = scale / np.sqrt(variance + norm.epsilon)
+        if len(tensor.source_shape) > 1:
+            weight = self._data(tensor.source).astype(np.float64)
+            return np.asarray(weight * factor.reshape(-1, *(1,) * (weight.ndim - 1)))
+        bias = self._data(tensor.source).astype(np.float64) if tensor.source else 0.0
+        return np.asarray((bias - mean) * factor + shift)
 
 
 def open_weights(path: Path, graph: Graph) -> Weights:
@@ -50,6 +64,8 @@ def open_weights(path: Path, graph: Graph) -> Weights:
     """
     stored = read_initializers(path)
     for tensor in graph.of_kind("weight"):
+        if not tensor.source:
+            continue
         found = stored.get(tensor.source)
         if found is None and tensor.source not in graph.constants:
             raise ModelError(
@@ -71,6 +87,8 @@ def packed(data: Array, tensor: Tensor, where: str) -> Array:
     """
     packing = tensor.packing or Packing(reshape=tensor.shape, permutation=(0, 1, 2, 3), expand=tensor.shape)
     try:
+        for step, numbers in packing.steps:
+            data = _STEPS[step](data, numbers)
         values = np.broadcast_to(data.reshape(packing.reshape).transpose(packing.permutation), packing.expand)
     except ValueError as error:
         raise ModelError(
@@ -79,6 +97,15 @@ def packed(data: Array, tensor: Tensor, where: str) -> Array:
         ) from error
     result = values.reshape(tensor.shape)
     return result if result.dtype.kind in "iu" else np.asarray(result, dtype=np.float32)
+
+
+#: What a model does to a constant before anything reads it (`Packing.steps`).
+_STEPS: Mapping[str, Callable[[Array, tuple[int, ...]], Array]] = {
+    "reshape": lambda data, sizes: data.reshape(sizes),
+    "transpose": lambda data, order: data.transpose(order),
+    "take": lambda data, n: np.take(data, n[1:], axis=n[0]),
+    "slice": lambda data, n: data[(slice(None),) * n[0] + (slice(*n[1:]),)],
+}
 
 
 def _mapped(stored: StoredData, name: str, where: str) -> Array:

@@ -13,6 +13,14 @@ from npusim.onnx_reader import Array, Node, OnnxModel
 from npusim.passes.view import Groups, View, default_groups, is_arranged, stored
 
 
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A constant that the model makes of one initializer by moving its elements."""
+
+    source: str
+    steps: tuple[tuple[str, tuple[int, ...]], ...]
+
+
 @dataclass(slots=True)
 class Builder:
     """Collects tensors and layers while ONNX nodes are visited in order.
@@ -20,6 +28,7 @@ class Builder:
     Attributes:
         model: what is being read.
         views: how each run-time value looks into a stored tensor.
+        derived: constants that are made of initializers without data, by name.
         unmodelled: operator type -> names of nodes costed only by their bytes.
     """
 
@@ -27,6 +36,7 @@ class Builder:
     views: dict[str, View] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
+    derived: dict[str, Derived] = field(default_factory=dict)
     unmodelled: dict[str, list[str]] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
 
@@ -39,7 +49,7 @@ class Builder:
 
     def is_constant(self, value: str) -> bool:
         """Whether the value is an initializer or a folded constant."""
-        return value in self.model.initializers or value in self.model.constants
+        return value in self.model.initializers or value in self.model.constants or value in self.derived
 
     def data(self, value: str) -> Array | None:
         """Data of a small constant, or None."""
@@ -78,7 +88,8 @@ class Builder:
         """
         order = tuple(d for group in groups for d in group)
         sizes = tuple(shape[d] for d in order) if expand is None else tuple(expand)
-        packing = Packing(reshape=tuple(shape), permutation=order, expand=sizes)
+        origin = self.derived.get(value, Derived(value, ()))
+        packing = Packing(reshape=tuple(shape), permutation=order, expand=sizes, steps=origin.steps)
         lengths = [len(g) for g in groups]
         bounds = [sum(lengths[:i]) for i in range(5)]
         axes = [prod(sizes[bounds[a] : bounds[a + 1]]) for a in range(4)]
@@ -88,7 +99,12 @@ class Builder:
             return value
         name = value if known is None else self.unique(f"{value}@packed")
         return self.add_tensor(
-            name, stored_shape, "weight", source=value, source_shape=self.shape(value), packing=packing
+            name,
+            stored_shape,
+            "weight",
+            source=origin.source,
+            source_shape=self.shape(origin.source),
+            packing=packing,
         )
 
     def emit(

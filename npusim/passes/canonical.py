@@ -10,6 +10,7 @@ from npusim.errors import ModelError
 from npusim.graph import Coverage, Graph, Tensor, Window
 from npusim.onnx_reader import Node, OnnxModel
 from npusim.passes.builder import Builder, operand
+from npusim.passes.derive import derive
 from npusim.passes.elementwise import ELEMENTWISE
 from npusim.passes.moves import MOVES
 from npusim.passes.norms import NORMS
@@ -29,6 +30,8 @@ def canonicalize(model: OnnxModel) -> Graph:
         builder.add_tensor(name, view.storage_shape, "input", source=name, source_shape=shape)
         builder.views[name] = view
     for node in model.nodes:
+        if derive(builder, node):
+            continue
         handler = _HANDLERS.get(node.op)
         if handler is None or not handler(builder, node):
             _unknown(builder, node)
@@ -36,7 +39,9 @@ def canonicalize(model: OnnxModel) -> Graph:
 
 
 #: Operators whose first operand has channels as dimension 1 and an image after it.
-_SPATIAL_OPS = frozenset({*SPATIAL, "Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization", "BatchNormalization"})
+_SPATIAL_OPS = frozenset(
+    {*SPATIAL, "Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization", "BatchNormalization"}
+)
 
 
 def _images(model: OnnxModel) -> set[str]:
@@ -94,7 +99,10 @@ def _window(name: str, view: View) -> Window:
 
 def _folded(builder: Builder, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Data of the small constants that weights hold; large ones are in the file only."""
-    sources = {t.source for t in tensors.values() if t.kind == "weight"}
+    weights = [t for t in tensors.values() if t.kind == "weight"]
+    sources = {t.source for t in weights}
+    norms = [t.normalization for t in weights if t.normalization is not None]
+    sources.update(name for n in norms for name in (n.scale, n.shift, n.mean, n.variance))
     return {name: data for name, data in builder.model.constants.items() if name in sources}
 
 

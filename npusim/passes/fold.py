@@ -10,9 +10,14 @@ import numpy as np
 
 from npusim.errors import ModelError
 from npusim.onnx_reader import SMALL_ELEMENTS, Array, Node, OnnxModel, Value, infer_node
+from npusim.passes.rewrite import Rule, rewrite
+from npusim.passes.rewrite_attention import ATTENTION
+from npusim.passes.rewrite_microsoft import MICROSOFT
+from npusim.passes.rewrite_standard import STANDARD
 
 _CAST = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 2: "uint8", 3: "int8"}
 _IDENTITIES = frozenset({"Identity", "Dropout", "CastLike"})
+_RULES: Mapping[str, Rule] = {**ATTENTION, **MICROSOFT, **STANDARD}
 _FLOATS = frozenset({"float", "float16", "double", "bfloat16"})
 
 
@@ -25,16 +30,21 @@ def fold_constants(model: OnnxModel) -> OnnxModel:
     values, constants = dict(model.values), dict(model.constants)
     renamed: dict[str, str] = {}
     kept: list[Node] = []
+    turned: dict[str, Node] = {}
     for original in model.nodes:
         node = _rename(original, renamed)
-        known = _inputs_data(node, values, constants)
-        if _fold_node(node, known, values, constants):
+        if _fold_node(node, values, constants):
             continue
-        _complete_shapes(node, values, constants, model.opset)
-        if _is_identity(node, values) and node.outputs[0] not in model.outputs:
-            renamed[node.outputs[0]] = node.inputs[0]
-            continue
-        kept.append(node)
+        for part in rewrite(_RULES, node, values, constants):
+            spelled = _rename(part, renamed)
+            if spelled is not node and _fold_node(spelled, values, constants):
+                continue
+            _complete_shapes(spelled, values, constants, model.opset)
+            source = _same_as(spelled, values, turned)
+            if source and spelled.outputs[0] not in model.outputs:
+                renamed[spelled.outputs[0]] = source
+                continue
+            kept.append(spelled)
     used = {i for n in kept for i in n.inputs}
     return model.evolve(
         nodes=_live_nodes(kept, model.outputs),
@@ -50,14 +60,9 @@ def _rename(node: Node, renamed: Mapping[str, str]) -> Node:
     return replace(node, inputs=tuple(renamed.get(i, i) for i in node.inputs))
 
 
-def _inputs_data(node: Node, values: Mapping[str, Value], constants: Mapping[str, Array]) -> dict[str, Array]:
-    return {i: constants[i] for i in node.inputs if i in constants}
-
-
-def _fold_node(
-    node: Node, known: Mapping[str, Array], values: dict[str, Value], constants: dict[str, Array]
-) -> bool:
+def _fold_node(node: Node, values: dict[str, Value], constants: dict[str, Array]) -> bool:
     """Evaluate the node if it can be; True if its outputs are constants now."""
+    known = {i: constants[i] for i in node.inputs if i in constants}
     results: tuple[Array, ...] | None = None
     if node.op in ("Shape", "Size"):
         results = _shape_of(node, values)
@@ -224,27 +229,23 @@ def _complete_shapes(
     unknown = [o for o in node.outputs if o and (o not in values or values[o].shape is None)]
     if not unknown:
         return
-    inputs = [values.get(i, Value(shape=None, dtype="")) for i in node.inputs]
-    data = {i: constants[i] for i in node.inputs if i in constants}
+    inputs = [_as_float(values.get(i, Value(shape=None, dtype=""))) for i in node.inputs]
+    data = {i: _as_float32(constants[i]) for i in node.inputs if i in constants}
     for name, value in zip(node.outputs, infer_node(node, inputs, data, opset), strict=True):
         if value.shape is not None:
             values[name] = value
     missing = [o for o in unknown if o not in values or values[o].shape is None]
-    if missing and not _shape_from_inputs(node, values, missing):
+    if missing:
         raise ModelError(_unknown_shape_message(node, missing[0], values, constants))
 
 
-def _shape_from_inputs(node: Node, values: dict[str, Value], missing: list[str]) -> bool:
-    """Operators of other domains, whose first output has the shape of the first input unless they say otherwise."""
-    first = values.get(node.inputs[0]) if node.inputs else None
-    if "." not in node.op or first is None or first.shape is None:
-        return False
-    shape = first.shape
-    if node.op.endswith(("BiasSplitGelu",)):
-        shape = (*shape[:-1], shape[-1] // 2)
-    for name in missing:
-        values[name] = Value(shape=shape, dtype=first.dtype)
-    return True
+def _as_float(value: Value) -> Value:
+    """One floating-point type for all: casts between them are gone, and operators ask for equal types."""
+    return replace(value, dtype="float") if value.dtype in _FLOATS else value
+
+
+def _as_float32(data: Array) -> Array:
+    return data.astype(np.float32) if data.dtype.kind == "f" and data.dtype != np.float32 else data
 
 
 def _unknown_shape_message(
@@ -262,6 +263,23 @@ def _unknown_shape_message(
         f"node '{node.name}' ({node.op}): the shape of '{output}' cannot be inferred; "
         "fix the input sizes with --shape or --dim"
     )
+
+
+def _same_as(node: Node, values: Mapping[str, Value], turned: dict[str, Node]) -> str:
+    """The value that the node's output equals, or ''. `turned` collects the transposes seen so far, by output."""
+    if node.op == "Transpose":
+        before = turned.get(node.inputs[0])
+        turned[node.outputs[0]] = node
+        return before.inputs[0] if before is not None and _cancel(before, node) else ""
+    return node.inputs[0] if _is_identity(node, values) else ""
+
+
+def _cancel(first: Node, second: Node) -> bool:
+    """Whether the second transpose undoes the first."""
+    one, two = first.attributes.get("perm"), second.attributes.get("perm")
+    if one is None or two is None:
+        return one is two
+    return [one[i] for i in two] == sorted(one)
 
 
 def _is_identity(node: Node, values: Mapping[str, Value]) -> bool:

@@ -17,7 +17,8 @@ from npusim.passes.view import (
 
 
 def _softmax(builder: Builder, node: Node) -> bool:
-    return _over_cols(builder, node, "softmax", node.attributes.get("axis", -1), [], {})
+    attributes = {"zero_if_masked": True} if node.attributes.get("zero_if_masked", 0) else {}
+    return _over_cols(builder, node, "softmax", node.attributes.get("axis", -1), [], attributes)
 
 
 def _layer_norm(builder: Builder, node: Node) -> bool:

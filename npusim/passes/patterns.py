@@ -201,8 +201,24 @@ def _per_channel(index: _Index, value: str, channels: int) -> bool:
     return value in index.model.initializers and int(np.prod(shape)) == channels
 
 
+def _guarded_softmax(index: _Index, check: Node) -> _Match | None:
+    """Where(IsNaN(p), 0, p) of p = Softmax(...): rows that are masked entirely become zero."""
+    chosen = index.sole_user(check.outputs[0], "Where")
+    softmax = index.producer.get(check.inputs[0])
+    if chosen is None or softmax is None or softmax.op != "Softmax":
+        return None
+    if chosen.inputs[2] != check.inputs[0] or index.scalar(chosen.inputs[1]) != 0.0:
+        return None
+    if len(index.users[check.inputs[0]]) != 2 or check.inputs[0] in index.model.outputs:
+        return None
+    return _composite(
+        "Softmax", (softmax, check, chosen), softmax.inputs, **{**softmax.attributes, "zero_if_masked": 1}
+    )
+
+
 _MATCHERS: Mapping[str, tuple[Callable[[_Index, Node], _Match | None], ...]] = {
     "Sigmoid": (_silu,),
     "Erf": (_gelu,),
+    "IsNaN": (_guarded_softmax,),
     "InstanceNormalization": (_group_norm,),
 }

@@ -17,14 +17,17 @@ IMAGE: Groups = ((0,), (), (2, 3), (1,))
 
 
 def _conv(builder: Builder, node: Node) -> bool:
-    shape, kernel = builder.shape(node.inputs[0]), builder.shape(node.inputs[1])
+    shape, given = builder.shape(node.inputs[0]), builder.shape(node.inputs[1])
     out = builder.shape(node.outputs[0])
+    last = node.attributes.get("weight_layout") == "OHWI"
+    kernel = (given[0], given[-1], *given[1:-1]) if last else given
     if len(shape) not in (3, 4) or not builder.is_constant(node.inputs[1]):
         return False
     groups: Groups = IMAGE if len(shape) == 4 else ((0,), (), (2,), (1,))
     x = builder.arranged(node, builder.view(node.inputs[0]), groups)
     spatial = tuple(range(2, len(kernel)))
-    weight = builder.weight(node.inputs[1], kernel, ((), (), (0,), (*spatial, 1)))
+    inner = tuple(range(1, len(given))) if last else (*spatial, 1)
+    weight = builder.weight(node.inputs[1], given, ((), (), (0,), inner))
     operands = [
         operand("x", x),
         weight_operand("weight", builder.tensors[weight]),
