@@ -75,7 +75,7 @@ class ProgramBuilder:
         self._tensors: list[tuple[str, str, Shape4, int, Layout]] = []
         self._buffers: list[tuple[int, int, int, int, int, int, Shape4, Shape4]] = []
         self._states: list[_State] = []
-        self._occupants: list[tuple[int, int, int]] = []
+        self._occupants: dict[tuple[int, int], int] = {}  # disjoint address ranges
         self._rows: list[tuple[int, ...]] = []
         self._deps: list[list[int]] = []
         self._accesses: list[tuple[int, int, int, int, Shape4, Shape4]] = []
@@ -97,23 +97,26 @@ class ProgramBuilder:
     ) -> int:
         """Add a place in SRAM for a box of a tensor. It waits for whatever still uses these addresses."""
         index = len(self._buffers)
-        pending: set[int] = set()
-        rest: list[tuple[int, int, int]] = []
-        low, high = address, address + size
-        for start, end, owner in self._occupants:
-            if end <= low or start >= high:
-                rest.append((start, end, owner))
-                continue
-            pending.update(self._outstanding(owner))
-            if start < low:
-                rest.append((start, low, owner))
-            if end > high:
-                rest.append((high, end, owner))
-        rest.append((low, high, index))
-        self._occupants = rest
+        before = self._occupants.get((address, address + size))
+        pending = self._outstanding(before) if before is not None else self._evict(address, address + size)
+        self._occupants[address, address + size] = index
         self._buffers.append((tensor, SRAM, address, size, slot, -1, offset, shape))
         self._states.append(_State(pending=tuple(sorted(pending))))
         return index
+
+    def _evict(self, low: int, high: int) -> set[int]:
+        """Free a range that others occupy in part; returns the commands that still touch what they hold there."""
+        pending: set[int] = set()
+        for (start, end), owner in list(self._occupants.items()):
+            if end <= low or start >= high:
+                continue
+            pending |= self._outstanding(owner)
+            del self._occupants[start, end]
+            if start < low:
+                self._occupants[start, low] = owner
+            if end > high:
+                self._occupants[high, end] = owner
+        return pending
 
     def dram_buffer(self, tensor: int, size: int, *, tracked: bool) -> int:
         """Add the place of a whole tensor in DRAM; constants need no tracking, since nothing writes them."""
@@ -284,6 +287,8 @@ def _corners(box: Box) -> tuple[Shape4, Shape4]:
 
 def _met(records: list[_Record], low: Shape4, high: Shape4) -> list[_Record]:
     """The records whose boxes meet a box."""
+    if not records:
+        return records
     b0, h0, r0, c0 = low
     b1, h1, r1, c1 = high
     return [
