@@ -307,6 +307,7 @@ def shortened(full: Preset, steps: int, batch: int = 8) -> Preset:
             training,
             steps=min(steps, training.steps),
             batch=min(batch, training.batch),
+            accumulation=min(2, training.accumulation),
             checkpoint_every=max(1, steps // 2),
         )
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from npusim.training import text
 from npusim.training.compress import feature_pairs
 from npusim.training.config import KdStage
-from npusim.training.data.source import Source
+from npusim.training.data.source import Source, batch_on
 from npusim.training.draw import Draw
 from npusim.training.teacher import noised
 
@@ -72,6 +72,7 @@ class Distillation:
             "feature": settings.feature_weight,
         }
         self._teacher, self._text, self._scheduler, self._source = teacher, text_encoder, scheduler, source
+        self.frozen = (teacher, text_encoder)
         config = teacher.config
         pairs = feature_pairs(settings.variant, len(config.block_out_channels), config.layers_per_block)
         self._teacher_features = Features(teacher, tuple(t for t, _ in pairs))
@@ -81,7 +82,7 @@ class Distillation:
 
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
         """The weighted sum, and each part."""
-        latents, tokens = self._source.batch(draw, self.training.batch)
+        latents, tokens = batch_on(module, self._source, draw, self.training.batch)
         noise, t, noisy = noised(self._scheduler, latents, draw.torch())
         with torch.no_grad():
             condition = text.encode(self._text, tokens)

@@ -16,7 +16,7 @@ import torch
 from npusim.errors import BadInputError
 from npusim.training import text
 from npusim.training.config import LcmStage, Schedule
-from npusim.training.data.source import Source
+from npusim.training.data.source import Source, batch_on
 from npusim.training.draw import Draw
 
 COND_KEY = "time_embedding.cond_proj.weight"
@@ -129,6 +129,7 @@ class ConsistencyDistillation:
         """
         self.settings, self.training = settings, settings.training
         self.module, self._teacher, self._text = networks
+        self.frozen = (self._teacher, self._text)
         self.companion = copy.deepcopy(self.module).requires_grad_(False)
         self._alpha = scheduler.alphas_cumprod.sqrt()
         self._sigma = (1 - scheduler.alphas_cumprod).sqrt()
@@ -166,7 +167,7 @@ class ConsistencyDistillation:
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
         """Distance of the student at t to its moving average at the teacher's previous point."""
         generator = draw.torch()
-        latents, tokens = self._source.batch(draw, self.training.batch)
+        latents, tokens = batch_on(module, self._source, draw, self.training.batch)
         count, device = len(latents), latents.device
         index = torch.randint(0, len(self._solver.times), (count,), generator=generator).to(device)
         low, high = self.settings.w_range

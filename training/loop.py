@@ -32,6 +32,8 @@ class Stage(Protocol):
     """What is trained."""
     companion: Any
     """A network that follows the trained one and must be in checkpoints (LCM's EMA target), or None."""
+    frozen: tuple[Any, ...]
+    """Networks that the losses use and nothing trains; they are moved to the device with the trained one."""
 
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
         """Forward one micro-batch. Returns scalar tensors; "loss" is minimised, all are logged."""
@@ -98,7 +100,9 @@ class _State:
         from diffusers.training_utils import EMAModel
 
         self.stage, self.acc = stage, acc
-        stage.module.to(acc.device)
+        for network in (stage.module, stage.companion, *stage.frozen):
+            if network is not None:
+                network.to(acc.device)
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         settings = stage.training.optimiser
         bare = torch.optim.AdamW(

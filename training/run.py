@@ -18,7 +18,7 @@ import torch
 
 from npusim.errors import BadInputError
 from npusim.training import checkpoints, classifier, networks, text, vae
-from npusim.training.config import Preset, Sampling, as_json, digest
+from npusim.training.config import Preset, Sampling, as_json, digest, in_precision
 from npusim.training.data.source import Folder, Pool, Source, encode_pool, stored_pool
 from npusim.training.data.world import World, world
 
@@ -65,9 +65,7 @@ def open_run(run: Run) -> None:
     path = run.out / "run.json"
     wanted = {
         "preset": run.preset.name,
-        "settings": digest(
-            dataclasses.replace(run.preset, sampling=Sampling())
-        ),  # judging may change, training may not
+        "settings": digest(_lasting(run.preset)),
         "seed": run.seed,
         "threads": torch.get_num_threads(),
     }
@@ -79,6 +77,11 @@ def open_run(run: Run) -> None:
         raise BadInputError(
             f"{path}: holds a run with {found}, asked for {wanted}; use the same settings or another --out"
         )
+
+
+def _lasting(preset: Preset) -> Preset:
+    """What a run must keep from call to call: how it is judged, and in which precision it trains, may change."""
+    return in_precision(dataclasses.replace(preset, sampling=Sampling()), "no")
 
 
 def load_classifier(run: Run) -> Any:
@@ -139,7 +142,9 @@ def load_source(run: Run, autoencoder: Any, tokenizer: Any) -> Source:
             raise BadInputError(
                 "--data: this preset trains on your pictures; give an imagefolder with metadata.jsonl"
             )
-        return Folder(run.data, autoencoder, tokenizer, preset.resolution)
+        from accelerate import PartialState
+
+        return Folder(run.data, autoencoder.to(PartialState().device), tokenizer, preset.resolution)
 
     def build() -> Pool:
         return encode_pool(run.world(), autoencoder, preset.vae.patch, tokenizer, preset.pool, run.seed)

@@ -13,7 +13,7 @@ from npusim.errors import BadInputError, CheckFailedError
 from npusim.training import checkpoints, classifier, compress, networks, text, vae
 from npusim.training import run as runs
 from npusim.training.config import Training
-from npusim.training.data.source import Pictures
+from npusim.training.data.source import Pictures, device_of
 from npusim.training.data.world import World
 from npusim.training.draw import Draw
 from npusim.training.kd import Distillation
@@ -40,6 +40,7 @@ class ClassifierTraining:
 
     name = "classifier"
     companion = None
+    frozen: tuple[Any, ...] = ()
 
     def __init__(self, training: Training, module: Any, world: World) -> None:
         self.training, self.module, self._world = training, module, world
@@ -51,7 +52,7 @@ class ClassifierTraining:
         generator = draw.torch()
         strength = 0.2 * torch.rand((len(pictures), 1, 1, 1), generator=generator)
         noise = strength * torch.randn(pictures.shape, generator=generator)
-        device = next(module.parameters()).device
+        device = device_of(module)
         return classifier.losses(module, (pictures + noise).to(device), labels.to(device), self._world)
 
     def after_update(self, module: Any) -> None:
@@ -63,6 +64,7 @@ class VaeTraining:
 
     name = "vae"
     companion = None
+    frozen: tuple[Any, ...] = ()
 
     def __init__(self, training: Training, module: Any, world: World, patch: int) -> None:
         self.training, self.module, self._patch = training, module, patch
@@ -71,7 +73,7 @@ class VaeTraining:
     def losses(self, module: Any, draw: Draw) -> Any:
         """Mean squared error."""
         pictures, _ = self._source.batch(draw, self.training.batch)
-        return vae.reconstruction_losses(module, pictures.to(module.device), self._patch)
+        return vae.reconstruction_losses(module, pictures.to(device_of(module)), self._patch)
 
     def after_update(self, module: Any) -> None:
         """Nothing follows this network."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from npusim.training.config import TeacherStage
-from npusim.training.data.source import Source
+from npusim.training.data.source import Source, batch_on
 from npusim.training.draw import Draw
 
 
@@ -33,6 +33,7 @@ class TeacherTraining:
 
     name = "teacher"
     companion = None
+    frozen: tuple[Any, ...] = ()
 
     def __init__(
         self, settings: TeacherStage, module: Any, scheduler: Any, source: Source, empty: Any
@@ -57,7 +58,7 @@ class TeacherTraining:
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
         """Mean squared error of the predicted noise, with some captions emptied."""
         generator = draw.torch()
-        latents, tokens = self._source.batch(draw, self.training.batch)
+        latents, tokens = batch_on(module, self._source, draw, self.training.batch)
         dropped = torch.rand(len(tokens), generator=generator) < self._dropout
         tokens = torch.where(dropped[:, None].to(tokens.device), self._empty.to(tokens.device), tokens)
         noise, t, noisy = noised(self._scheduler, latents, generator)

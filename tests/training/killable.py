@@ -24,6 +24,7 @@ class Killable:
     """Least squares with accumulation, EMA, a companion and a learning rate that moves."""
 
     name = "killable"
+    frozen: tuple[Any, ...] = ()
 
     def __init__(self, dies_at: int | None = None, steps: int = 20) -> None:
         optimiser = Optimiser(lr=0.05, warmup_steps=3)

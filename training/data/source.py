@@ -25,18 +25,29 @@ class Source(Protocol):
         """Latents [N, C, h, w] float32 and token rows [N, T] int64."""
 
 
+def device_of(module: Any) -> Any:
+    """Where a network's weights are, wrapped or not."""
+    return next(module.parameters()).device
+
+
+def batch_on(module: Any, source: Source, draw: Draw, size: int) -> tuple[Any, Any]:
+    """A source's batch, where the network is."""
+    latents, tokens = source.batch(draw, size)
+    return latents.to(device_of(module)), tokens.to(device_of(module))
+
+
 class Pictures:
     """Fresh renders with their labels, for the classifier and the autoencoder."""
 
-    def __init__(self, world: World, device: Any = "cpu") -> None:
-        self._world, self._device = world, device
+    def __init__(self, world: World) -> None:
+        self._world = world
 
     def batch(self, draw: Draw, size: int) -> tuple[Any, Any]:
         """Pictures [N, 3, H, W] and labels [N, A]."""
         rng = draw.numpy()
         labels = self._world.draw_labels(rng, size)
         pictures = torch.from_numpy(self._world.render(labels, rng))
-        return pictures.to(self._device), torch.from_numpy(labels).to(self._device)
+        return pictures, torch.from_numpy(labels)
 
 
 class Pool:
