@@ -71,6 +71,9 @@ def _session(
     _need("torch", "diffusers", "transformers", "accelerate", "safetensors", "PIL", "scipy")
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is ever fetched
     import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     from npusim.training.loop import Budget
     from npusim.training.run import Run, open_run
