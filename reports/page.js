@@ -21,9 +21,9 @@ const charts = new Map();
 function drawChart(box, figure) {
   charts.set(box, figure);
   const narrow = box.clientWidth < 600;
-  const layout = themed(figure.layout);
+  const layout = { ...themed(figure.layout), width: box.clientWidth };
   if (narrow) layout.margin = { ...layout.margin, l: 48, r: layout.yaxis2 ? 48 : 8 };
-  return Plotly.react(box, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+  return Plotly.react(box, figure.data, layout, { displayModeBar: false });
 }
 
 function drawCurve(data) {
@@ -54,6 +54,15 @@ function followTheme(timeline) {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   document.getElementById("print").addEventListener("click", () => print());
+  let theme;
+  addEventListener("beforeprint", () => { theme = document.documentElement.dataset.theme ?? ""; fit("180mm", "light"); });
+  addEventListener("afterprint", () => fit("", theme));
+  const fit = (width, scheme) => {
+    document.body.style.width = width;
+    document.documentElement.dataset.theme = scheme;
+    timeline.draw();
+    for (const [box, figure] of charts) drawChart(box, figure);
+  };
   addEventListener("resize", () => { clearTimeout(followTheme.timer); followTheme.timer = setTimeout(redraw, 150); });
 }
 

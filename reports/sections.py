@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -45,6 +46,8 @@ def _time_cards(profile: Profiled, figures: LayerFigures) -> list[str]:
     other_ms = profile.traces[other].makespan_ps / PS_PER_MS if other in profile.traces else None
     use = float(figures.peak_s.sum()) * 1e3 / latency if latency else 0.0
     gap = f"{100 * (latency / bound - 1):.1f} % above it" if bound else ""
+    if summary.get("bound_by"):
+        gap += f"; it is set by: {escape(str(summary['bound_by']))}"
     energy = energy_pj(profile.program, profile.plan.npu)
     shares = ", ".join(f"{k.removesuffix('_pj')} {v / 1e9:.1f}" for k, v in energy.items())
     return [
@@ -219,13 +222,13 @@ def segment_section(summary: Mapping[str, Any]) -> str:
 
 
 def _segment_row(s: Mapping[str, Any]) -> Sequence[str]:
-    split = " × ".join(f"{n} {axis}" for axis, n in s.get("tiles", {}).items())
-    peak = int(s["peak_sram_bytes"])
+    split = " × ".join(f"{axis}\u00a0{n}" for axis, n in s.get("tiles", {}).items())
+    peak, handover_ms = int(s["peak_sram_bytes"]), float(s.get("handover_ms", 0.0))
     return (
-        path_name(s["name"]), f"{s['tile_count']} <span class='quiet'>({escape(split)})</span>",
-        number(s["latency_ms"], f"{s['latency_ms']:.4f}"), *(number(v, f"{v:.4f}") for v in s["busy_ms"].values()),
-        number(s.get("handover_ms", 0.0), f"{s.get('handover_ms', 0.0):.4f}"), _bytes(s["dram_bytes"]),
-        number(peak, format_mib(peak)),
+        f'{path_name(s["name"])}<br><span class="quiet">{escape(s["kind"])}, {escape(split)}</span>',
+        number(s["tile_count"], str(s["tile_count"])), number(s["latency_ms"], f"{s['latency_ms']:.4f}"),
+        *(number(v, f"{v:.4f}") for v in s["busy_ms"].values()), number(handover_ms, f"{handover_ms:.4f}"),
+        _bytes(s["dram_bytes"]), number(peak, format_mib(peak)),
     )  # fmt: skip
 
 
@@ -264,7 +267,8 @@ def layer_section() -> str:
 
 def hint_section(profile: Profiled, figures: LayerFigures) -> str:
     """Hints, as a list."""
-    lines = "".join(f"<li>{escape(hint)}</li>" for hint in hints(profile, figures))
+    kept = (re.sub(r"(\d) (?=([kMG]?B|m[sJ]|%))", "\\1\u00a0", hint) for hint in hints(profile, figures))
+    lines = "".join(f"<li>{escape(hint)}</li>" for hint in kept)
     return section("hints", "Hints", f'<ul class="hints">{lines}</ul>')
 
 

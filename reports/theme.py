@@ -22,7 +22,7 @@ STATES: dict[str, str] = {
     "waiting for DMA": "#D55E00",
     "waiting for a dependency": "#E69F00",
     "waiting for its turn": "#56B4E9",
-    "idle": "#BBBBBB",
+    "idle": "rgba(128,128,128,0.3)",
 }
 
 #: What an SRAM address holds: kind of tensor -> colour.

@@ -25,14 +25,14 @@ def tile_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
             data.append({
                 "type": "scatter", "mode": "markers", "name": name, "hoverinfo": "skip",
                 "x": [count[i] for i in marked], "y": [latency[i] for i in marked],
-                "marker": {"symbol": symbol, "size": 16, "color": colour, "line": {"width": 2, "color": colour}},
+                "marker": {"symbol": symbol, "size": 13, "color": colour, "line": {"width": 2, "color": colour}},
             })  # fmt: skip
     figure_layout = layout(x="tiles", y="latency (ms)", height=340)
     figure_layout["xaxis"] |= {"type": "log", "tickvals": count, "ticktext": [str(c) for c in count]}
     figure_layout["yaxis"] |= {"rangemode": "tozero"}
     figure_layout["yaxis2"] = {
         "title": {"text": "DRAM (MB)"}, "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False,
-        "automargin": True,
+        "automargin": True, "tickmode": "auto",
     }  # fmt: skip
     figure_layout["margin"] = {"l": 60, "r": 60, "t": 12, "b": 48}
     return {"data": data, "layout": figure_layout}

@@ -89,7 +89,7 @@ class Timeline {
     const axis = { color: text, gridcolor: grid, zerolinecolor: grid, fixedrange: true };
     const narrow = this.plot.clientWidth < 600;
     const layout = {
-      height, margin: { l: narrow ? 66 : 90, r: 12, t: 8, b: 46 }, showlegend: false, hovermode: false, dragmode: "pan",
+      height, width: this.plot.clientWidth, margin: { l: narrow ? 66 : 90, r: 12, t: 8, b: 46 }, showlegend: false, hovermode: false, dragmode: "pan",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: narrow ? 11 : 12, color: text },
       xaxis: { ...axis, fixedrange: false, range: this.range.slice(), title: { text: "time (ms)" }, anchor: this.memory ? "y4" : "y", exponentformat: "none", nticks: narrow ? 5 : 12 },
       yaxis: { ...axis, domain: domains.lanes, range: [this.lanes.length - 0.4, -0.6], tickvals: this.lanes.map((_, i) => i), ticktext: this.lanes.map((l) => l.name), showgrid: false, zeroline: false },
@@ -136,7 +136,7 @@ class Timeline {
     if (this.memory) traces.push(...this.memoryTraces(low, high));
     const layout = this.layout();
     layout.images = [this.laneImage(from, to, (1.5 * span) / this.width)];
-    const config = { responsive: true, displaylogo: false, scrollZoom: false, doubleClick: false, modeBarButtons: [["toImage"]] };
+    const config = { displaylogo: false, scrollZoom: false, doubleClick: false, modeBarButtons: [["toImage"]] };
     return Plotly.react(this.plot, traces, layout, config);
   }
 

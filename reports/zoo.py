@@ -1,0 +1,123 @@
+"""The page of `npusim models compare`: latency against parameters, and the tables behind it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Protocol
+
+from npusim.reports.markup import embed, number, plot, plotly_script, resource, section, table
+from npusim.reports.theme import ACCENT, LIMIT, Figure, layout, plain
+from npusim.units import format_bytes, format_mib
+
+
+class NetworkRow(Protocol):
+    """One network: figures of one evaluation without tiling and with the paper's rule."""
+
+    name: str
+    parameters: int
+    macs: int
+    precision: str
+    evaluations: int
+    inferred: bool
+    latency_ms: tuple[float, ...]
+    dram_bytes: tuple[int, ...]
+    peak_sram_bytes: tuple[int, ...]
+    energy_mj: tuple[float, ...]
+
+
+class SystemRow(Protocol):
+    """One system: a network with its steps and guidance."""
+
+    name: str
+    network: str
+    steps: int
+    guidance: bool
+    published: str
+    image_ms: tuple[float, ...]
+    notes: str
+
+
+def write_zoo_page(rows: Sequence[NetworkRow], systems: Sequence[SystemRow], npu: str, path: Path) -> None:
+    """Write one HTML file that works offline."""
+    script = resource("zoo.js")
+    parts = {
+        "title": escape(npu),
+        "subtitle": "One evaluation of each network, without tiling and with the paper's rule, under the decoupled policy.",
+        "sections": "\n".join((
+            section("figure", "Latency against parameters", plot("zoo-plot", "Latency of one evaluation against parameters")),
+            section("networks", "Networks", _networks(rows)),
+            section("systems", "Systems of Table 1", _systems(systems)),
+        )),
+        "data": embed(zoo_figure(rows)),
+        "css": resource("page.css"),
+        "plotly": plotly_script(),
+        "script": script,
+    }  # fmt: skip
+    parts["hashes"] = " ".join(f"'sha256-{_digest(parts[name])}'" for name in ("plotly", "script"))
+    path.write_text(re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource("zoo.html")), "utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def zoo_figure(rows: Sequence[NetworkRow]) -> Figure:
+    """Plotly figure: latency of one evaluation over parameters, both logarithmic, one dot per network and rule."""
+    drawn = layout(x="parameters (millions)", y="latency of one evaluation (ms)", height=520)
+    drawn["xaxis"] |= {"type": "log"}
+    drawn["yaxis"] |= {"type": "log"}
+    traces = [
+        {
+            "type": "scatter", "mode": "markers+text" if rule else "markers", "name": name,
+            "x": [r.parameters / 1e6 for r in rows], "y": [r.latency_ms[rule] for r in rows],
+            "text": [plain(r.name) for r in rows], "textposition": "bottom center",
+            "marker": {"size": 11, "color": colour, "symbol": symbol},
+            "hovertemplate": "%{text}<br>%{x:,.1f} M parameters<br>%{y:,.1f} ms<extra>" + name + "</extra>",
+        }
+        for rule, name, colour, symbol in ((0, "without tiling", LIMIT, "circle-open"), (1, "the paper's rule", ACCENT, "circle"))
+    ]  # fmt: skip
+    return {"data": traces, "layout": drawn}
+
+
+def _networks(rows: Sequence[NetworkRow]) -> str:
+    head = (
+        "network",
+        "parameters",
+        "GMAC",
+        "ms, none",
+        "ms, tiled",
+        "DRAM, none",
+        "DRAM, tiled",
+        "peak SRAM",
+        "mJ, tiled",
+        "s per image",
+        "precision",
+    )
+    lines = (
+        (
+            escape(r.name) + (" (inferred)" if r.inferred else ""), number(r.parameters, f"{r.parameters / 1e6:,.1f} M"),
+            number(r.macs, f"{r.macs / 1e9:,.1f}"), *(number(v, f"{v:,.1f}") for v in r.latency_ms),
+            *(number(v, format_bytes(v)) for v in r.dram_bytes), number(r.peak_sram_bytes[1], format_mib(r.peak_sram_bytes[1])),
+            number(r.energy_mj[1], f"{r.energy_mj[1]:,.0f}"),
+            f"{r.latency_ms[1] * r.evaluations / 1000:,.2f}", escape(r.precision),
+        )
+        for r in rows
+    )  # fmt: skip
+    return table(head, lines, label="Networks")
+
+
+def _systems(systems: Sequence[SystemRow]) -> str:
+    head = ("system", "network", "steps", "published", "s, none", "s, tiled", "notes")
+    lines = (
+        (
+            escape(s.name), escape(s.network), f"{s.steps} × 2" if s.guidance else str(s.steps), escape(s.published),
+            *(f"{v / 1000:,.2f}" for v in s.image_ms), escape(s.notes),
+        )
+        for s in systems
+    )  # fmt: skip
+    return table(head, lines, label="Systems of Table 1, denoising network per image")
