@@ -8,15 +8,15 @@ from typing import Annotated, Optional
 
 import typer
 
+from npusim import cli_models, cli_runs
 from npusim.errors import BadInputError, CheckFailedError, NpusimError
+from npusim.training.cli import app as training_app
 
 app = typer.Typer(
     name="npusim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="NPU simulator and profiler: how fast a network runs on a described NPU, where the time goes, and how to tile it.",
 )  # fmt: skip
-models_app = typer.Typer(no_args_is_help=True, help="The zoo of networks.", rich_markup_mode=None)
 npu_app = typer.Typer(no_args_is_help=True, help="Hardware descriptions.", rich_markup_mode=None)
-app.add_typer(models_app, name="models")
 app.add_typer(npu_app, name="npu")
 
 _PRECISIONS = ("w8a16", "w8a8", "w16a16", "fp16", "fp32")
@@ -115,9 +115,7 @@ def profile(
     ] = "decoupled",
     shape: Annotated[Optional[list[str]], typer.Option(help="Size of an input: NAME=1x4x64x64.")] = None,  # noqa: UP045 (typer)
     dim: Annotated[Optional[list[str]], typer.Option(help="Size of a symbolic dimension: NAME=2.")] = None,  # noqa: UP045 (typer)
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory (default ./npusim-runs/<model>).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory (default ./npusim-runs/<model>).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the screen.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the run was written.")] = False,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
@@ -192,17 +190,6 @@ def npu_fit(
     print_fit(fit(load_targets(targets)))
 
 
-@models_app.command("list")
-def models_list() -> None:
-    """The networks that `npusim profile NAME` knows."""
-    from npusim.models import zoo
-
-    for name in zoo.names():
-        card = zoo.card(name)
-        size = f"{card.parameters / 1e6:,.1f} M" if card.parameters else "-"
-        typer.echo(f"{name:24} {size:>12}  {card.title}")
-
-
 @app.command()
 def reproduce(
     paper: Annotated[str, typer.Argument(help="edgefusion")],
@@ -219,11 +206,7 @@ def reproduce(
     print_edgefusion(Console(), tables=(table,) if table else (6, 7))
 
 
-def _mount_training() -> None:
-    """`npusim train`, if its module is there; importing it must not import torch."""
-    from npusim.training.cli import app as training_app
-
-    app.add_typer(training_app, name="train")
-
-
-_mount_training()
+app.command("compare")(cli_runs.compare)
+app.command("check")(cli_runs.check)
+app.add_typer(cli_models.app, name="models")
+app.add_typer(training_app, name="train")
