@@ -7,6 +7,7 @@ from npusim.onnx_reader import OnnxModel
 from npusim.passes.canonical import canonicalize
 from npusim.passes.fold import fold_constants
 from npusim.passes.fuse import fuse_layers
+from npusim.passes.order import order_nodes
 from npusim.passes.patterns import fuse_patterns
 
 __all__ = ["to_layers"]
@@ -18,4 +19,4 @@ def to_layers(model: OnnxModel) -> Graph:
     Raises:
         ModelError: a shape is unknown, or a node cannot be placed.
     """
-    return fuse_layers(canonicalize(fuse_patterns(fold_constants(model))))
+    return fuse_layers(canonicalize(order_nodes(fuse_patterns(fold_constants(model)))))

@@ -109,7 +109,8 @@ def _merged(state: _State, source: int, layer: Layer, joined: Operand, function:
         return None
     bias = _as_bias(state, producer, others, function)
     if bias is not None:
-        return _joined(producer, layer, (*producer.operands, bias), producer.epilogue)
+        shifted = tuple(replace(e, operand=e.operand + (e.operand >= 2)) for e in producer.epilogue)
+        return _joined(producer, layer, (*producer.operands[:2], bias, *producer.operands[2:]), shifted)
     epilogue = _as_epilogue(producer, layer, others, function)
     if epilogue is None:
         return None
@@ -118,9 +119,10 @@ def _merged(state: _State, source: int, layer: Layer, joined: Operand, function:
 
 
 def _as_bias(state: _State, producer: Layer, others: tuple[Operand, ...], function: str) -> Operand | None:
+    """A constant per output, added to a product to which nothing but sums were done."""
     if (
         producer.op not in _PRODUCTS
-        or producer.epilogue
+        or any(e.function != "add" for e in producer.epilogue)
         or producer.operand("bias")
         or function != "add"
         or not others
