@@ -25,7 +25,7 @@ WHOLE = {
     "dram_write_bytes": "DRAM written", "spill_bytes": "intermediates through DRAM", "peak_sram_bytes": "SRAM peak",
     "handover_ms": "hand-over", "energy_mj": "energy",
 }  # fmt: skip
-SHOWN_ROWS = 60
+SHOWN_ROWS, SHOWN_SHARE = 40, 5e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,15 +192,17 @@ def _headline(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 def _change_section(a: Side, b: Side) -> str:
     found = sorted(changes(a.summary, b.summary) + layer_changes(a, b), key=lambda c: -c.share)
-    inner = [c for c in found if c.where != "the run"]
+    inner = [c for c in found if c.where != "the run" and abs(c.share) >= SHOWN_SHARE]
     worse = [c for c in inner if c.increase > 0][:SHOWN_ROWS]
     better = [c for c in reversed(inner) if c.increase < 0][:SHOWN_ROWS]
     head = ("where", "figure", "A", "B", "change", "of the run's")
     body = "".join(
-        f"<h3>{title}</h3>" + (table(head, map(_row, rows), label=title) if rows else "<p>Nothing.</p>")
+        f"<h3>{title}</h3>"
+        + (table(head, map(_row, rows), label=title, numbers=2) if rows else "<p>Nothing.</p>")
         for title, rows in (("Slower or heavier", worse), ("Faster or lighter", better))
     )
-    return section("changes", "What changed, the heaviest first", body)
+    note = f'<p class="quiet">At most {SHOWN_ROWS} rows each; changes under {100 * SHOWN_SHARE} % of the run are left out.</p>'
+    return section("changes", "What changed, the heaviest first", body + note)
 
 
 def _row(change: Change) -> Sequence[str]:

@@ -20,21 +20,28 @@ def critical_path(program: Program, trace: Trace) -> Ints:
     """
     if not len(program):
         return np.zeros(0, dtype=np.int64)
-    pointers, dependencies, end = program.commands.dep_ptr, program.commands.dep_idx, trace.end_ps
-    queues = _queue_predecessors(program, trace)
-    command = int(np.argmax(end))
-    path = [command]
-    while True:
-        before = dependencies[pointers[command] : pointers[command + 1]]
-        found = int(before[np.argmax(end[before])]) if len(before) else -1
-        for queued in queues[command].tolist():
-            if queued >= 0 and (found < 0 or end[queued] > end[found]):
-                found = queued
-        if found < 0 or end[found] > trace.start_ps[command]:
-            break
-        command = found
+    before = _releasing(program, trace).tolist()
+    command = int(np.argmax(trace.end_ps))
+    path = []
+    while command >= 0:
         path.append(command)
+        command = before[command]
     return np.asarray(path[::-1], dtype=np.int64)
+
+
+def _releasing(program: Program, trace: Trace) -> Ints:
+    """[n] of each command's dependencies and queue predecessors the one that ended last, or -1 if it waited for none."""
+    commands, end = program.commands, trace.end_ps
+    found = np.full(len(program), -1, dtype=np.int64)
+    latest = np.full(len(program), -1, dtype=np.int64)
+    owner = np.repeat(np.arange(len(program)), np.diff(commands.dep_ptr))
+    np.maximum.at(latest, owner, end[commands.dep_idx])
+    released = end[commands.dep_idx] == latest[owner]
+    found[owner[released]] = commands.dep_idx[released]
+    for queued in _queue_predecessors(program, trace).T:
+        later = (queued >= 0) & (end[queued] > latest)
+        found[later], latest[later] = queued[later], end[queued][later]
+    return np.where(latest <= trace.start_ps, found, -1)
 
 
 def _queue_predecessors(program: Program, trace: Trace) -> Ints:

@@ -207,6 +207,20 @@ def test_many_commands_open_in_few_nodes(
     assert len(times) == 12
 
 
+def test_printing_turns_to_light_colours_and_paper_width_and_back(browser: Any, report: Path) -> None:
+    show(browser, report)
+    state = "return [document.documentElement.dataset.theme ?? '', document.body.style.width]"
+    browser.execute_script("document.documentElement.dataset.theme = 'dark'")
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(state) == ["light", "180mm"]
+    widths = browser.execute_script(
+        "return [...document.querySelectorAll('.main-svg')].map((s) => s.clientWidth)"
+    )
+    assert max(widths) <= 180 / 25.4 * 96
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(state) == ["dark", ""]
+
+
 ZOOM = """
     const t = window.npusimTimeline, times = [];
     const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
