@@ -22,7 +22,9 @@ def attention_model(heads: int = 8, tokens: int = 4096, size: int = 40) -> bytes
         helper.make_node("MatMul", ["p", "v"], ["o"]),
     ]
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "qkv"]
-    graph = helper.make_graph(nodes, "attention", inputs, [helper.make_tensor_value_info("o", TensorProto.FLOAT, shape)])
+    graph = helper.make_graph(
+        nodes, "attention", inputs, [helper.make_tensor_value_info("o", TensorProto.FLOAT, shape)]
+    )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     return model.SerializeToString()
 

@@ -27,7 +27,9 @@ MEMORY_MIB = 400
 def run(command: Sequence[str], folder: Path) -> tuple[float, float]:
     """(seconds, peak MiB of all children so far) of one run."""
     started = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "100"})
+    subprocess.run(
+        command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "100"}
+    )
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return time.perf_counter() - started, peak
 

@@ -62,7 +62,7 @@ def load_graph(
     if isinstance(model, bytes):
         return to_layers(read_onnx(model, name=name, shapes=shapes, dims=dims))
     path = Path(model)
-    if path.exists() or path.suffix == ".onnx":
+    if path.is_file() or path.suffix == ".onnx" or (path.exists() and str(model) not in zoo.names()):
         return to_layers(read_onnx(path, name=name, shapes=shapes, dims=dims))
     return to_layers(
         read_onnx(zoo.graph_bytes(str(model)), name=name or str(model), shapes=shapes, dims=dims)
@@ -99,7 +99,10 @@ def profile(
         return found
     other: Policy = "serial" if policy == "decoupled" else "decoupled"
     work = found.work
-    traces = {policy: found.trace, other: simulate(found.program, described, other, work=work)}
+    traces: dict[str, Trace] = {
+        policy: found.trace,
+        other: simulate(found.program, described, other, work=work),
+    }
     bounds = {"dram_bound_bytes": found.bounds.dram_bytes, "lower_bound_ps": found.bounds.makespan_ps}
     summary = summarize(graph, found.plan, found.program, traces, work, bounds=bounds, curves=found.curves)
     summary["bound_by"] = found.bounds.binding

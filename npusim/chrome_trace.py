@@ -16,7 +16,9 @@ _PID = 1
 
 def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> str:
     """JSON text: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
-    small = [json.dumps(e, separators=(",", ":")) for e in (*_names(program, name), *_counters(program, trace))]
+    small = [
+        json.dumps(e, separators=(",", ":")) for e in (*_names(program, name), *_counters(program, trace))
+    ]
     events = [*small, *_slices(graph, program, trace)]
     return '{"displayTimeUnit":"ms","traceEvents":[\n' + ",\n".join(events) + "\n]}\n"
 

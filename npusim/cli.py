@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -113,8 +113,8 @@ def profile(
     policy: Annotated[
         str, typer.Option(help="decoupled: one in-order queue per engine; serial: one step at a time.")
     ] = "decoupled",
-    shape: Annotated[Optional[list[str]], typer.Option(help="Size of an input: NAME=1x4x64x64.")] = None,  # noqa: UP045 (typer)
-    dim: Annotated[Optional[list[str]], typer.Option(help="Size of a symbolic dimension: NAME=2.")] = None,  # noqa: UP045 (typer)
+    shape: Annotated[list[str] | None, typer.Option(help="Size of an input: NAME=1x4x64x64.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(help="Size of a symbolic dimension: NAME=2.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default ./npusim-runs/<model>).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the screen.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the run was written.")] = False,
@@ -193,7 +193,7 @@ def npu_fit(
 @app.command()
 def reproduce(
     paper: Annotated[str, typer.Argument(help="edgefusion")],
-    table: Annotated[Optional[int], typer.Option(help="6 or 7; default both.")] = None,  # noqa: UP045 (typer)
+    table: Annotated[int | None, typer.Option(help="6 or 7; default both.")] = None,
 ) -> None:
     """The paper's tables, ours beside theirs, computed on the spot."""
     _one_of(paper, ("edgefusion",), "the paper")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -34,10 +34,10 @@ def build(
     weights: Annotated[
         str, typer.Option(help="random, or a local checkpoint: a diffusers folder or a safetensors file.")
     ] = "random",
-    out: Annotated[Optional[Path], typer.Option(help="The .onnx file to write (default NAME.onnx).")] = None,  # noqa: UP045 (typer)
+    out: Annotated[Path | None, typer.Option(help="The .onnx file to write (default NAME.onnx).")] = None,
     seed: Annotated[int, typer.Option(help="Determines random weights.")] = 0,
     exporter: Annotated[str, typer.Option(help="dynamo or legacy.")] = "dynamo",
-    opset: Annotated[Optional[int], typer.Option(help="ONNX operator set (default 18; legacy 17).")] = None,  # noqa: UP045 (typer)
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set (default 18; legacy 17).")] = None,
     dtype: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
 ) -> None:
     """Write a network with weights as ONNX (needs the extra `models`)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -48,14 +48,14 @@ def compare(
 def check(
     run: RunArgument,
     max_dram_bytes: Annotated[
-        Optional[int], typer.Option(help="Most DRAM bytes, read and written.", min=0)
-    ] = None,  # noqa: UP045 (typer)
+        int | None, typer.Option(help="Most DRAM bytes, read and written.", min=0)
+    ] = None,
     max_latency_ms: Annotated[
-        Optional[float], typer.Option(help="Longest latency under the planned policy.", min=0)
-    ] = None,  # noqa: UP045 (typer)
+        float | None, typer.Option(help="Longest latency under the planned policy.", min=0)
+    ] = None,
     baseline: Annotated[
-        Optional[Path], typer.Option(help="A run directory or summary.json not to be worse than.")
-    ] = None,  # noqa: UP045 (typer)
+        Path | None, typer.Option(help="A run directory or summary.json not to be worse than.")
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Percent by which the baseline may be exceeded.", min=0)
     ] = 0.0,

@@ -45,14 +45,15 @@ class Packing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
-    """A batch norm that a weight or bias takes in: times scale / sqrt(variance + epsilon), per output.
-
-    A bias is shifted too: `(bias - mean) * factor + shift`; without a bias of its own (no `source`) it starts from 0.
+    """A batch norm that a constant takes in: `factor` is scale / sqrt(variance + epsilon), one per channel.
 
     Attributes:
-        scale, shift, mean, variance: names of ONNX constants, one element per output.
+        part: `weight` (times factor, channels first), `bias` ((bias - mean) x factor + shift; without a source the bias is 0) or
+            `factor` (the factor itself).
+        scale, shift, mean, variance: names of ONNX constants, one element per channel.
     """
 
+    part: Literal["weight", "bias", "factor"]
     scale: str
     shift: str
     mean: str

@@ -117,3 +117,13 @@ def vector_work(graph: Graph, layer: Layer) -> tuple[tuple[str, int], ...]:
         work.append(("copy", max(elements, read)))
     work += [(e.function, elements) for e in layer.epilogue if e.function != "scale"]
     return tuple(work)
+
+
+def index_tensors(graph: Graph) -> set[str]:
+    """Tensors that hold row numbers of a table, casts on the way included: 32-bit integers in every precision."""
+    found: set[str] = set()
+    for layer in reversed(graph.layers):
+        casts = layer.output in found and layer.attributes.get("function") == "cast"
+        if layer.op == "gather" or casts:
+            found.update(part.tensor for part in layer.operands[0].parts)
+    return found

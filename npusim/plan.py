@@ -112,6 +112,7 @@ class Options(_Model):
 class Plan(_Model):
     """All decisions of a deployment.
 
+    `unjoined` names segments that could have been joined if any tiling of theirs fitted the SRAM; their layers stream one by one.
     `program_sha256` is the hash of the Program that this plan lowers to; it is checked when a plan is loaded with its model.
     """
 
@@ -123,6 +124,7 @@ class Plan(_Model):
     tensors: tuple[TensorPlan, ...]
     layers: tuple[LayerPlan, ...]
     segments: tuple[SegmentPlan, ...]
+    unjoined: tuple[str, ...] = ()
     program_sha256: str = ""
 
     def to_json(self) -> str:

@@ -37,16 +37,20 @@ def _headline(console: Console, profile: Profile) -> None:
         highlight=False,
     )
     mark = {p: " (planned for)" if s["policy"] == p else "" for p in ("decoupled", "serial")}
-    rows = [
-        ("latency", f"[bold]{s['decoupled_latency_ms']:.2f} ms[/] decoupled{mark['decoupled']}, {s['serial_latency_ms']:.2f} ms serial{mark['serial']}"),
-        ("bound", f"{s['lower_bound_ms']:.2f} ms at best ({s['bound_by']}); the plan takes {_ratio(s['latency_ms'], s['lower_bound_ms'])} of it"),
+    rows = (
+        ("latency", f"[bold]{s['decoupled_latency_ms']:.2f} ms[/] decoupled{mark['decoupled']}, "
+                    f"{s['serial_latency_ms']:.2f} ms serial{mark['serial']}"),
+        ("bound", f"{s['lower_bound_ms']:.2f} ms at best ({s['bound_by']}); "
+                  f"the plan takes {_ratio(s['latency_ms'], s['lower_bound_ms'])} of it"),
         ("compute", f"{s['macs'] / 1e9:.2f} GMAC, {achieved:.2f} TMAC/s; hand-over between engines {s['handover_ms']:.2f} ms"),
-        ("DRAM", f"{format_bytes(traffic)} ({format_bytes(s['spill_bytes'])} of it spilled intermediates); no plan can do with less than {format_bytes(s['dram_bound_bytes'])}"),
-        ("SRAM", f"peak {s['peak_sram_bytes'] / MIB:.2f} of {npu.sram.sram_bytes / MIB:.2f} MiB ({peak:.0%}), {s['sram_utilization']:.0%} on average"),
+        ("DRAM", f"{format_bytes(traffic)} ({format_bytes(s['spill_bytes'])} of it spilled intermediates); "
+                 f"no plan can do with less than {format_bytes(s['dram_bound_bytes'])}"),
+        ("SRAM", f"peak {s['peak_sram_bytes'] / MIB:.2f} of {npu.sram.sram_bytes / MIB:.2f} MiB ({peak:.0%}), "
+                 f"{s['sram_utilization']:.0%} on average"),
         ("energy", f"{s['energy_mj']:.0f} mJ"),
         ("engines", ", ".join(f"{k} {v:.0%}" for k, v in _engines(s["engine_busy"]).items()) + " busy"),
         ("coverage", _coverage(s["coverage"])),
-    ]  # fmt: skip
+    )  # fmt: skip
     for name, text in rows:
         console.print(f"  [cyan]{name:9}[/]{text}", highlight=False)
 
@@ -107,15 +111,8 @@ def _layers_table(profile: Profile) -> Table:
 def _segments_table(summary: Mapping[str, Any]) -> Table:
     """Equal segments share a row."""
     table = Table(title="segments", title_justify="left", box=None, padding=(0, 1))
-    for name, justify in (
-        ("number", "right"),
-        ("tiles each", "right"),
-        ("ms each", "right"),
-        ("DRAM each", "right"),
-        ("SRAM", "right"),
-        ("first", "left"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("number", "tiles each", "ms each", "DRAM each", "SRAM", "first"):
+        table.add_column(name, justify="left" if name == "first" else "right", overflow="fold")
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for segment in summary["segments"]:
         key = (
@@ -126,9 +123,10 @@ def _segments_table(summary: Mapping[str, Any]) -> Table:
         )
         groups.setdefault(key, []).append(segment)
     for (count, axes, size, latency), members in groups.items():
-        tiles = f"{count} = " + " x ".join(f"{n} {axis}" for axis, n in axes)
+        tiles = f"{count} = " + " x ".join(f"{axis} {n}" for axis, n in axes)
         table.add_row(
-            str(len(members)), tiles, f"{latency:.2f}", format_bytes(size), f"{members[0]['peak_sram_bytes'] / MIB:.2f} MiB", escape(members[0]["name"]),
+            str(len(members)), tiles, f"{latency:.2f}", format_bytes(size),
+            f"{members[0]['peak_sram_bytes'] / MIB:.2f} MiB", escape(members[0]["name"]),
         )  # fmt: skip
     return table
 

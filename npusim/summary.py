@@ -119,6 +119,10 @@ def assumptions(plan: Plan) -> list[str]:
         "model inputs and outputs lie in DRAM, images channels last",
     ]
     found += [
+        f"segment {name} is not joined: no tiling of its heads and query rows fits the SRAM"
+        for name in plan.unjoined
+    ]
+    found += [
         f"segment {s.name}: {s.requested} tiles were asked for, {s.tile_count} are possible"
         for s in plan.segments
         if s.requested

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -15,46 +14,12 @@ from npusim.errors import BadInputError
 from npusim.hardware import load_npu
 from npusim.models import zoo
 from npusim.models.systems import SYSTEMS
+from npusim.reports.zoo import SystemRow, ZooRow
 from npusim.scheduler.problem import Infeasible
 from npusim.units import MIB, format_bytes
 
 #: The two ways that are compared: layers one by one, and the paper's rule.
 RULES = ("none", "sram")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZooRow:
-    """One network: figures per evaluation (and per image at its own steps and guidance), by tiling rule.
-
-    Attributes:
-        coverage: share of nodes modelled.
-        latency_ms, dram_bytes, peak_sram_bytes, energy_mj: one figure per rule of `RULES`; latency under `decoupled`.
-    """
-
-    name: str
-    parameters: int
-    macs: int
-    precision: str
-    evaluations: int
-    inferred: bool
-    coverage: float
-    latency_ms: tuple[float, ...]
-    dram_bytes: tuple[int, ...]
-    peak_sram_bytes: tuple[int, ...]
-    energy_mj: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SystemRow:
-    """One system of Table 1: a zoo network with that system's steps and guidance."""
-
-    name: str
-    network: str
-    steps: int
-    guidance: bool
-    published: str
-    image_ms: tuple[float, ...]
-    notes: str
 
 
 def compare_zoo(names: Sequence[str], *, npu: str, jobs: int) -> list[ZooRow]:

@@ -6,17 +6,23 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Protocol
 
 from npusim.reports.markup import embed, number, plot, plotly_script, resource, section, table
 from npusim.reports.theme import ACCENT, LIMIT, Figure, layout, plain
 from npusim.units import format_bytes, format_mib
 
 
-class NetworkRow(Protocol):
-    """One network: figures of one evaluation without tiling and with the paper's rule."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZooRow:
+    """One network: figures per evaluation (and per image at its own steps and guidance), by tiling rule.
+
+    Attributes:
+        coverage: share of nodes modelled.
+        latency_ms, dram_bytes, peak_sram_bytes, energy_mj: one figure per rule of the rules compared; latency under `decoupled`.
+    """
 
     name: str
     parameters: int
@@ -24,14 +30,16 @@ class NetworkRow(Protocol):
     precision: str
     evaluations: int
     inferred: bool
+    coverage: float
     latency_ms: tuple[float, ...]
     dram_bytes: tuple[int, ...]
     peak_sram_bytes: tuple[int, ...]
     energy_mj: tuple[float, ...]
 
 
-class SystemRow(Protocol):
-    """One system: a network with its steps and guidance."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemRow:
+    """One system of Table 1: a zoo network with that system's steps and guidance."""
 
     name: str
     network: str
@@ -42,7 +50,7 @@ class SystemRow(Protocol):
     notes: str
 
 
-def write_zoo_page(rows: Sequence[NetworkRow], systems: Sequence[SystemRow], npu: str, path: Path) -> None:
+def write_zoo_page(rows: Sequence[ZooRow], systems: Sequence[SystemRow], npu: str, path: Path) -> None:
     """Write one HTML file that works offline."""
     script = resource("zoo.js")
     parts = {
@@ -66,7 +74,7 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def zoo_figure(rows: Sequence[NetworkRow]) -> Figure:
+def zoo_figure(rows: Sequence[ZooRow]) -> Figure:
     """Plotly figure: latency of one evaluation over parameters, both logarithmic, one dot per network and rule."""
     drawn = layout(x="parameters (millions)", y="latency of one evaluation (ms)", height=520)
     drawn["xaxis"] |= {"type": "log"}
@@ -84,7 +92,7 @@ def zoo_figure(rows: Sequence[NetworkRow]) -> Figure:
     return {"data": traces, "layout": drawn}
 
 
-def _networks(rows: Sequence[NetworkRow]) -> str:
+def _networks(rows: Sequence[ZooRow]) -> str:
     head = (
         "network",
         "parameters",

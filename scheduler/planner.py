@@ -23,6 +23,7 @@ from npusim.scheduler.residency import Span, Unit, choose_resident, spans
 from npusim.scheduler.tiles import (
     Segment,
     Tiling,
+    can_fit,
     fewest_tiles,
     find_segments,
     layers_of,
@@ -61,15 +62,17 @@ def plan_graph(
     problem: Problem, request: Request, refine: Refine | None = None
 ) -> tuple[Plan, Program] | Infeasible:
     """Decide everything, lower it, and put the Program's hash into the plan."""
-    segments = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
-    _check_pins(segments, request)
+    found = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
+    _check_pins(found, request)
+    segments = [s for s in found if s.name in request.pins or can_fit(problem, s)]
     units = _units(problem, segments, request)
     decided = _decide(problem, units)
     if isinstance(decided, Infeasible):
         return decided
     if refine is not None:
         decided = _refined(problem, units, segments, decided, refine)
-    plan = _assemble(problem, request, units, segments, decided)
+    unjoined = tuple(s.name for s in found if s not in segments)
+    plan = _assemble(problem, request, units, segments, decided).model_copy(update={"unjoined": unjoined})
     program = lower(problem.graph, plan)
     return plan.model_copy(update={"program_sha256": program.sha256()}), program
 

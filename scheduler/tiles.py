@@ -122,6 +122,12 @@ def fewest_tiles(
     return None
 
 
+def can_fit(problem: Problem, segment: Segment) -> bool:
+    """Whether any tiling of the segment fits an SRAM of its own (a head whose keys and values exceed it cannot)."""
+    layers = layers_of(problem.graph, segment)
+    return fewest_tiles(problem, layers, problem.npu.sram.sram_bytes, frozenset()) is not None
+
+
 def _tallest(
     problem: Problem, layers: AttentionLayers, heads: int, depth: int, capacity: int, resident: frozenset[str]
 ) -> int:

@@ -21,7 +21,7 @@ from npusim.lower.geometry import (
     widest_bands,
 )
 from npusim.lower.sources import source_boxes
-from npusim.ops import OPS
+from npusim.ops import OPS, index_tensors
 from npusim.plan import Pieces
 
 
@@ -71,7 +71,7 @@ class Storage:
 def element_bytes_of(graph: Graph, precision: str) -> Callable[[str], int]:
     """Bytes per element of each tensor when every layer has this precision.
 
-    Biases of integer layers are 32 bits wide; scales and shifts of norms have the width of activations.
+    Biases of integer layers and row numbers of tables are 32 bits wide; scales and shifts of norms have the width of activations.
     """
     chosen: Precision = PRECISIONS[precision]
     weights = {
@@ -89,9 +89,12 @@ def element_bytes_of(graph: Graph, precision: str) -> Callable[[str], int]:
         if o.role == "bias"
         for p in o.parts
     }
+    indices = index_tensors(graph)
     bias_bytes = 4 if chosen.activation.startswith("int") else chosen.activation_bytes
 
     def size(name: str) -> int:
+        if name in indices:
+            return INDEX_BYTES
         if name in weights:
             return chosen.weight_bytes
         return bias_bytes if name in biases else chosen.activation_bytes
@@ -162,7 +165,11 @@ def _streamed(storage: Storage, layer: Layer, rows: int) -> tuple[Band, int, int
     """The largest band of so many output rows, the number of bands, and the bytes of x that it needs."""
     band, count = largest_band(storage, layer, rows)
     x_low, x_high = input_rows(layer, band.r0, band.r1)
-    return band, count, storage.operand_bytes(layer.operands[0], Band(band.b, band.h0, band.h1, x_low, x_high))
+    return (
+        band,
+        count,
+        storage.operand_bytes(layer.operands[0], Band(band.b, band.h0, band.h1, x_low, x_high)),
+    )
 
 
 def _weight_bytes(storage: Storage, layer: Layer, cols: int) -> int:
@@ -293,5 +300,7 @@ def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec
     ]
 
 
+#: Row numbers of tables are 32-bit integers.
+INDEX_BYTES = 4
 #: Sum and sum of squares of a group, in 64 bits: exact for integers, so that the cut does not change the result.
 STATS_BYTES = 8
