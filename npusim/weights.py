@@ -44,12 +44,14 @@ class Weights:
         )
 
     def _normalized(self, tensor: Tensor, norm: Normalization) -> Array:
-        """A convolution's weight (outputs first) or bias with the batch norm that follows, computed in FP64."""
+        """A constant with a batch norm folded into it, computed in FP64."""
         scale, shift, mean, variance = (
             self._data(n).astype(np.float64) for n in (norm.scale, norm.shift, norm.mean, norm.variance)
         )
         factor = scale / np.sqrt(variance + norm.epsilon)
-        if len(tensor.source_shape) > 1:
+        if norm.part == "factor":
+            return np.asarray(factor)
+        if norm.part == "weight":
             weight = self._data(tensor.source).astype(np.float64)
             return np.asarray(weight * factor.reshape(-1, *(1,) * (weight.ndim - 1)))
         bias = self._data(tensor.source).astype(np.float64) if tensor.source else 0.0

@@ -30,7 +30,8 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> Array:
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     raw = np.empty(size + ALIGNMENT_BYTES, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size].view(kind).reshape(shape)
+    result: Array = raw[start : start + size].view(kind).reshape(shape)
+    return result
 
 
 def aligned_copy(values: Array, dtype: Any = None) -> Array:

@@ -195,7 +195,9 @@ class Compute:
     def _integers(self, blocks: Sequence[Block], form: Format) -> Array:
         """Stored integers of an operand, brought to one format where the parts differ."""
         same = [_same(self.formats[b.tensor], form) for b in blocks]
-        return joined([b.data if s else encode(self._decoded(b), form) for b, s in zip(blocks, same, strict=True)])
+        return joined(
+            [b.data if s else encode(self._decoded(b), form) for b, s in zip(blocks, same, strict=True)]
+        )
 
     def _norm_operand(self, layer: Layer, blocks: Sequence[Block]) -> Array:
         """What GroupNorm sums: integers of one scale, so that sums are exact whatever the cut; else values."""
@@ -291,7 +293,8 @@ def _gather(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:
     form = run.formats[layer.operands[1].parts[0].tensor]
     if isinstance(form.scale, np.ndarray):
         wanted = wanted_rows(run.graph, layer, reads[X], out)
-        return decode(rows.data, Format(form.dtype, form.scale[wanted]))
+        scales = form.scale[wanted].reshape(*rows.data.shape[:3], 1)
+        return np.asarray(rows.data * scales, dtype=np.float32)
     return decode(rows.data, form)
 
 

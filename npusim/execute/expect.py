@@ -8,41 +8,42 @@ import numpy.typing as npt
 from npusim.program import READ, Program
 
 Ints = npt.NDArray[np.int64]
-_FEW = 12
 
 
 class _History:
-    """Writes of one buffer that are still visible, in serial order: boxes and access numbers."""
+    """Writes of one buffer that are still visible, in serial order: boxes (low, high) and access numbers."""
 
-    __slots__ = ("accesses", "highs", "lows")
+    __slots__ = ("accesses", "boxes", "count")
 
     def __init__(self) -> None:
-        self.lows: list[tuple[int, ...]] = []
-        self.highs: list[tuple[int, ...]] = []
-        self.accesses: list[int] = []
+        self.boxes = np.empty((4, 8), dtype=np.int64)
+        self.accesses = np.empty(4, dtype=np.int64)
+        self.count = 0
 
-    def visible(self, low: tuple[int, ...], high: tuple[int, ...]) -> list[int]:
+    def visible(self, low: Ints, high: Ints) -> Ints:
         """Positions of the writes that overlap a box."""
-        if len(self.lows) <= _FEW:
-            return [
-                i for i, (a, b) in enumerate(zip(self.lows, self.highs, strict=True))
-                if all(x < v and u < y for x, y, u, v in zip(a, b, low, high, strict=True))
-            ]  # fmt: skip
-        hit = (np.asarray(self.lows) < high).all(axis=1) & (np.asarray(self.highs) > low).all(axis=1)
-        return [int(i) for i in np.flatnonzero(hit)]
+        if self.count == 1 and (self.boxes[0, :4] == low).all() and (self.boxes[0, 4:] == high).all():
+            return _FIRST
+        held = self.boxes[: self.count]
+        return np.flatnonzero(((held[:, :4] < high) & (held[:, 4:] > low)).all(axis=1))
 
-    def write(self, access: int, low: tuple[int, ...], high: tuple[int, ...]) -> None:
+    def write(self, access: int, low: Ints, high: Ints) -> None:
         """Add a write; those wholly under it vanish."""
-        hidden = {
-            i for i in self.visible(low, high)
-            if all(u <= x and y <= v for x, y, u, v in zip(self.lows[i], self.highs[i], low, high, strict=True))
-        }  # fmt: skip
-        if hidden:
-            for column in (self.lows, self.highs, self.accesses):
-                column[:] = [entry for i, entry in enumerate(column) if i not in hidden]  # type: ignore[misc]
-        self.lows.append(low)
-        self.highs.append(high)
-        self.accesses.append(access)
+        held = self.boxes[: self.count]
+        kept = np.flatnonzero(~((held[:, :4] >= low) & (held[:, 4:] <= high)).all(axis=1))
+        if len(kept) < self.count:
+            self.boxes[: len(kept)] = held[kept]
+            self.accesses[: len(kept)] = self.accesses[kept]
+            self.count = len(kept)
+        if self.count == len(self.accesses):
+            self.boxes = np.concatenate([self.boxes, np.empty_like(self.boxes)])
+            self.accesses = np.concatenate([self.accesses, np.empty_like(self.accesses)])
+        self.boxes[self.count] = (*low, *high)
+        self.accesses[self.count] = access
+        self.count += 1
+
+
+_FIRST = np.zeros(1, dtype=np.int64)
 
 
 def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
@@ -51,17 +52,14 @@ def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
     written = set(table.buffer[table.mode != READ].tolist())
     histories: dict[int, _History] = {}
     found: dict[int, tuple[int, ...]] = {}
-    columns = zip(
-        table.mode.tolist(), table.buffer.tolist(), table.offset.tolist(), table.shape.tolist(), strict=True
-    )
-    for access, (mode, buffer, offset, shape) in enumerate(columns):
+    lows, highs = table.offset, table.offset + table.shape
+    for access, (mode, buffer) in enumerate(zip(table.mode.tolist(), table.buffer.tolist(), strict=True)):
         if buffer not in written:
             continue
         history = histories.setdefault(buffer, _History())
-        low = tuple(offset)
-        high = tuple(o + s for o, s in zip(offset, shape, strict=True))
         if mode == READ:
-            found[access] = tuple(history.accesses[i] for i in history.visible(low, high))
+            positions = history.visible(lows[access], highs[access])
+            found[access] = tuple(history.accesses[positions].tolist())
         else:
-            history.write(access, low, high)
+            history.write(access, lows[access], highs[access])
     return found

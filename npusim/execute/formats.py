@@ -20,17 +20,20 @@ class Numbers:
 
     Attributes:
         formats: by tensor and stage.
+        weights: the real ones.
     """
 
     def __init__(self, formats: Formats, weights: Weights) -> None:
-        self.formats, self._weights = formats, weights
+        self.formats, self.weights = formats, weights
 
     def weight(self, name: str) -> Array:
         """A weight tensor as it is stored in DRAM."""
-        return encode(self._weights[name], self.formats[name])
+        return encode(self.weights[name], self.formats[name])
 
 
-def numbers_for(graph: Graph, plan: Plan, weights: Weights, scales: Mapping[str, float] | None = None) -> Numbers:
+def numbers_for(
+    graph: Graph, plan: Plan, weights: Weights, scales: Mapping[str, float] | None = None
+) -> Numbers:
     """The formats that a plan asks for. Integer precisions need the scales of activations.
 
     Args:
@@ -64,11 +67,15 @@ def _activation_format(key: str, dtype: str, scales: Mapping[str, float] | None)
     if scale is None:
         raise BadInputError(f"scales: there is none for '{key}'; run 'npusim quantize' on this run directory")
     if not (np.isfinite(scale) and scale > 0):
-        raise BadInputError(f"scales: '{key}' has {scale}; positive finite numbers are allowed; run 'npusim quantize' again")
+        raise BadInputError(
+            f"scales: '{key}' has {scale}; positive finite numbers are allowed; run 'npusim quantize' again"
+        )
     return Format(dtype, float(scale))
 
 
-def _add_matrices(graph: Graph, dtypes: Mapping[str, str], weights: Weights, found: dict[str, Format]) -> None:
+def _add_matrices(
+    graph: Graph, dtypes: Mapping[str, str], weights: Weights, found: dict[str, Format]
+) -> None:
     """Formats of matrices (one scale per output channel), of tables (one per row), of biases (those of the accumulators)."""
     floors: dict[str, Doubles] = {}
     users: dict[str, Layer] = {}
@@ -95,7 +102,9 @@ def _add_matrices(graph: Graph, dtypes: Mapping[str, str], weights: Weights, fou
 
 def _operand_scale(layer: Layer, found: Mapping[str, Format]) -> float:
     """Scale of a layer's first operand: the largest of its parts."""
-    return max((s for p in layer.operands[0].parts if isinstance(s := found[p.tensor].scale, float)), default=1.0)
+    return max(
+        (s for p in layer.operands[0].parts if isinstance(s := found[p.tensor].scale, float)), default=1.0
+    )
 
 
 def _constant_format(name: str, dtype: str, weights: Weights) -> Format:

@@ -83,7 +83,7 @@ def gelu(x: Array, attributes: Mapping[str, Any]) -> Array:
 
 
 def _clip(x: Array, attributes: Mapping[str, Any]) -> Array:
-    return np.clip(x, attributes.get("min", -np.inf), attributes.get("max", np.inf))
+    return np.asarray(np.clip(x, attributes.get("min", -np.inf), attributes.get("max", np.inf)))
 
 
 def _cast(x: Array, attributes: Mapping[str, Any]) -> Array:
@@ -91,7 +91,7 @@ def _cast(x: Array, attributes: Mapping[str, Any]) -> Array:
     to = attributes.get("to", 1)
     if to == _BOOL:
         return (x != 0).astype(np.float32)
-    return np.trunc(x) if to in _INTEGERS else x
+    return np.asarray(np.trunc(x)) if to in _INTEGERS else x
 
 
 _BOOL = 9

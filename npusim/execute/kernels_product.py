@@ -48,7 +48,7 @@ def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool) -> Array
     """
     left, right = aligned_copy(split_heads(x, heads)), split_heads(y, heads)
     right = aligned_copy(right).transpose(0, 1, 3, 2) if y_rows_are_outputs else aligned_copy(right)
-    return np.matmul(left, right)
+    return np.asarray(np.matmul(left, right))
 
 
 def conv(
@@ -125,7 +125,7 @@ def _grouped(patches: Array, weight: Array, groups: int) -> Array:
     split = patches.reshape(rows * cols, height * width, groups, channels // groups).transpose(2, 0, 1, 3)
     left = aligned_copy(split).reshape(groups, rows * cols, -1)
     right = aligned_copy(weight.reshape(groups, weight.shape[0] // groups, -1)).transpose(0, 2, 1)
-    return np.matmul(left, right).transpose(1, 0, 2).reshape(rows * cols, weight.shape[0])
+    return np.asarray(np.matmul(left, right).transpose(1, 0, 2).reshape(rows * cols, weight.shape[0]))
 
 
 def _matmul(left: Array, right: Array) -> Array:

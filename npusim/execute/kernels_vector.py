@@ -16,7 +16,7 @@ from npusim.lower.geometry import resize_taps
 
 def softmax(x: Array) -> Array:
     """Each row's exponentials over their sum."""
-    shifted = x - x.max(axis=3, keepdims=True)
+    shifted: Array = x - x.max(axis=3, keepdims=True)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=3, keepdims=True)
     return shifted
@@ -102,10 +102,8 @@ def resize(x: Array, first_row: int, attributes: Mapping[str, Any], out_rows: tu
     cols, col_weights = resize_taps(attributes, 1)
     if rows.shape[1] == cols.shape[1] == 1:
         return image[:, rows[:, 0] - start][:, :, cols[:, 0]].reshape(x.shape[0], 1, -1, x.shape[3])
-    tall = sum(
-        image[:, rows[:, t] - start] * row_weights[None, :, t, None, None] for t in range(rows.shape[1])
-    )
-    wide = sum(tall[:, :, cols[:, t]] * col_weights[None, None, :, t, None] for t in range(cols.shape[1]))
+    tall = np.einsum("brtwc,rt->brwc", image[:, rows - start], row_weights)
+    wide = np.einsum("brwtc,wt->brwc", tall[:, :, cols], col_weights)
     return np.asarray(wide, dtype=np.float32).reshape(x.shape[0], 1, -1, x.shape[3])
 
 

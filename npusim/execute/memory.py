@@ -33,7 +33,9 @@ class Memory:
         source: gives the stored data of tensors that nothing writes (weights, inputs), by name.
     """
 
-    def __init__(self, program: Program, sram_bytes: int, dtypes: list[np.dtype[Any]], source: Callable[[str], Array]) -> None:
+    def __init__(
+        self, program: Program, sram_bytes: int, dtypes: list[np.dtype[Any]], source: Callable[[str], Array]
+    ) -> None:
         self.program, self.dtypes, self._source = program, dtypes, source
         table, buffers = program.accesses, program.buffers
         self._buffer: list[int] = table.buffer.tolist()
@@ -44,7 +46,9 @@ class Memory:
         self._tensor: list[int] = buffers.tensor.tolist()
         self._expected = expected_writers(program)
         self._marks = np.zeros(len(table.buffer) + 1, dtype=np.bool_)
-        used = sorted({dtypes[t].itemsize for t, s in zip(self._tensor, self._space, strict=True) if s == SRAM} or {1})
+        used = sorted(
+            {dtypes[t].itemsize for t, s in zip(self._tensor, self._space, strict=True) if s == SRAM} or {1}
+        )
         self._sram = Sram(sram_bytes, used[0])
         self._places: dict[int, Place] = {}
         self._arrays: dict[int, Array] = {}
@@ -96,7 +100,9 @@ class Memory:
         index = self._slices(access)
         seen = self._shadow(buffer)[index]
         if seen.any():
-            raise StoreError(f"{self._who(access)} stores elements of {self._name(buffer)} that {self._who(int(seen.max()) - 1)} stored before")
+            raise StoreError(
+                f"{self._who(access)} stores elements of {self._name(buffer)} that {self._who(int(seen.max()) - 1)} stored before"
+            )
         seen[...] = access + 1
         self._array(buffer)[index] = values
         self._release(buffer)
@@ -114,7 +120,9 @@ class Memory:
         if buffer in self._written:
             missing = int(np.count_nonzero(self._shadow(buffer) == 0))
             if missing:
-                raise StoreError(f"{missing} of {self._shadow(buffer).size} elements of the output '{name}' were never stored")
+                raise StoreError(
+                    f"{missing} of {self._shadow(buffer).size} elements of the output '{name}' were never stored"
+                )
         return self._array(buffer)
 
     # ---- places ------------------------------------------------------------------------------------------------
@@ -124,7 +132,9 @@ class Memory:
             buffers, tensor = self.program.buffers, self._tensor[buffer]
             layout = Layout(*self.program.tensors.layout[tensor].tolist())
             shape = tuple(buffers.shape[buffer].tolist())
-            self._places[buffer] = self._sram.place(int(buffers.address[buffer]), shape, layout, self.dtypes[tensor])
+            self._places[buffer] = self._sram.place(
+                int(buffers.address[buffer]), shape, layout, self.dtypes[tensor]
+            )
         return self._places[buffer]
 
     def _array(self, buffer: int) -> Array:
@@ -151,7 +161,9 @@ class Memory:
             self._shadows.pop(buffer, None)
 
     def _low(self, access: int) -> tuple[int, ...]:
-        return tuple(a - b for a, b in zip(self._offset[access], self._origin[self._buffer[access]], strict=True))
+        return tuple(
+            a - b for a, b in zip(self._offset[access], self._origin[self._buffer[access]], strict=True)
+        )
 
     def _slices(self, access: int) -> tuple[slice, ...]:
         held = self.program.tensors.shape[self._tensor[self._buffer[access]]].tolist()
@@ -177,7 +189,9 @@ class Memory:
         buffer = self._buffer[access]
         where = f"{found.size} granules of {self._name(buffer)}"
         if self._space[buffer] == SRAM:
-            address, size = (int(c[buffer]) for c in (self.program.buffers.address, self.program.buffers.stored_bytes))
+            address, size = (
+                int(c[buffer]) for c in (self.program.buffers.address, self.program.buffers.stored_bytes)
+            )
             where += f" (SRAM bytes {address} to {address + size})"
         wanted = ", ".join(self._who(e) for e in self._expected.get(access, ())[:2]) or "nothing"
         writer = int(found.ravel()[0])
@@ -203,8 +217,14 @@ def program_dtypes(program: Program, dtypes: Mapping[str, np.dtype[Any]]) -> lis
     found = []
     for name, size in zip(program.tensors.name, program.tensors.element_bytes.tolist(), strict=True):
         base, _, what = name.rpartition(":")
-        kind = dtypes.get(name) if name in dtypes else (np.dtype("float64") if what == "stats" else dtypes.get(base))
+        kind = (
+            dtypes.get(name)
+            if name in dtypes
+            else (np.dtype("float64") if what == "stats" else dtypes.get(base))
+        )
         if kind is None or kind.itemsize != size:
-            raise NpusimError(f"tensor '{name}' has {size} bytes per element in the plan, {kind} was expected; profile the model again")
+            raise NpusimError(
+                f"tensor '{name}' has {size} bytes per element in the plan, {kind} was expected; profile the model again"
+            )
         found.append(kind)
     return found

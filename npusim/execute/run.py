@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from npusim.execute.blocks import Array, Block
-from npusim.execute.compute import OUT, STATISTICS, X, Compute, wanted_rows
+from npusim.execute.compute import Compute, wanted_rows
 from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
-from npusim.execute.stages import MAIN
 from npusim.execute.windows import pack, unpack
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
@@ -22,11 +21,17 @@ from npusim.program import LOAD, PRODUCT, READ, STORE, Program
 from npusim.quantize import decode
 
 Order = Literal["serial", "random"]
-Observer = Callable[[str, Sequence[tuple[int, ...]], Array], None]
 
 
 def execute(
-    graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array], *, order: Order = "serial", seed: int = 0
+    graph: Graph,
+    plan: Plan,
+    program: Program,
+    numbers: Numbers,
+    inputs: Mapping[str, Array],
+    *,
+    order: Order = "serial",
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Outputs of the model, computed by the commands of a Program.
 
@@ -76,13 +81,19 @@ def legal_order(program: Program, order: Order, seed: int) -> Iterator[int]:
 class _Run:
     """One execution."""
 
-    def __init__(self, graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array]) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array]
+    ) -> None:
         self.graph, self.program, self.numbers = graph, program, numbers
         stored = pack(graph, inputs, numbers.formats)
         types = {name: numbers.formats[name].numpy for name in graph.tensors}
+        types.update({f"{x.name}:rows": types[x.operands[1].parts[0].tensor] for x in graph.layers if x.op == "gather"})
         dtypes = program_dtypes(program, types)
         self.memory = Memory(
-            program, plan.npu.sram.sram_bytes, dtypes, lambda name: stored[name] if name in stored else numbers.weight(name)
+            program,
+            plan.npu.sram.sram_bytes,
+            dtypes,
+            lambda name: stored[name] if name in stored else numbers.weight(name),
         )
         bits = min(e.accumulator_bits for e in plan.npu.tensor_engine)
         self.compute = Compute(graph, numbers.formats, bits)
@@ -132,7 +143,13 @@ class _Run:
         self.memory.write(write, self.memory.gather(reads[0], rows))
 
     def _computed(
-        self, command: int, opcode: int, layer: Layer, attributes: Mapping[str, Any], reads: Sequence[int], writes: Sequence[int]
+        self,
+        command: int,
+        opcode: int,
+        layer: Layer,
+        attributes: Mapping[str, Any],
+        reads: Sequence[int],
+        writes: Sequence[int],
     ) -> list[Array]:
         blocks: dict[int, list[Block]] = {}
         for access in reads:
@@ -150,10 +167,8 @@ class _Run:
         return [self.compute.vector(layer, blocks, self._box(writes[0]))]
 
     def _block(self, access: int) -> Block:
-        return Block(self._names[access], self._offset[access], self.memory.read(access))  # type: ignore[arg-type]
+        return Block(self._names[access], self._offset[access], self.memory.read(access))
 
     def _box(self, access: int) -> TensorBox:
-        return TensorBox(self._names[access], self._offset[access], self._shape[access])  # type: ignore[arg-type]
+        return TensorBox(self._names[access], self._offset[access], self._shape[access])
 
-
-__all__ = ["MAIN", "OUT", "STATISTICS", "Observer", "X", "execute", "legal_order"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from npusim.dtypes import PRECISIONS
 from npusim.graph import Graph, Layer
+from npusim.ops import index_tensors
 from npusim.plan import Plan
 from npusim.quantize import FP32, Format
 
@@ -69,11 +70,6 @@ def float_formats(graph: Graph, dtype: str = "fp32") -> Formats:
         found.update({key: Format(dtype) for key in stage_keys(layer)})
     found.update({name: Format("int32") for name in index_tensors(graph)})
     return Formats(by_key=found)
-
-
-def index_tensors(graph: Graph) -> set[str]:
-    """Tensors that hold row numbers of a table."""
-    return {p.tensor for layer in graph.layers if layer.op == "gather" for p in layer.operands[0].parts}
 
 
 def tensor_dtypes(graph: Graph, plan: Plan) -> dict[str, str]:

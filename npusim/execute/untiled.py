@@ -20,7 +20,12 @@ Observer = Callable[[str, Array], None]
 
 
 def execute_untiled(
-    graph: Graph, numbers: Numbers, inputs: Mapping[str, Array], *, accumulator_bits: int = 64, observe: Observer | None = None
+    graph: Graph,
+    numbers: Numbers,
+    inputs: Mapping[str, Array],
+    *,
+    accumulator_bits: int = 64,
+    observe: Observer | None = None,
 ) -> dict[str, Array]:
     """Outputs of the model, one whole layer after the other.
 
@@ -32,15 +37,22 @@ def execute_untiled(
     Returns:
         FP32 arrays by output name, in the model's shapes.
     """
-    run = _Untiled(graph, numbers, inputs, accumulator_bits, observe)
+    run = Untiled(graph, numbers, inputs, accumulator_bits, observe)
     for layer in graph.layers:
         run.layer(layer)
     return unpack(graph, run.decoded)
 
 
-class _Untiled:
+class Untiled:
+    """A run that is stepped layer by layer; tensors that nothing reads any more are dropped."""
+
     def __init__(
-        self, graph: Graph, numbers: Numbers, inputs: Mapping[str, Array], accumulator_bits: int, observe: Observer | None
+        self,
+        graph: Graph,
+        numbers: Numbers,
+        inputs: Mapping[str, Array],
+        accumulator_bits: int = 64,
+        observe: Observer | None = None,
     ) -> None:
         self.graph, self.numbers, self.observe = graph, numbers, observe
         self.compute = Compute(graph, numbers.formats, accumulator_bits)
@@ -80,7 +92,12 @@ class _Untiled:
                 self.values.pop(name, None)
 
     def _product(self, layer: Layer, reads: dict[int, list[Block]], out: TensorBox) -> tuple[Array, int]:
-        factors = {X: reads[0], 1: [b for i, o in enumerate(layer.operands) if o.role in ("weight", "bias", "y") for b in reads[i]]}
+        factors = {
+            X: reads[0],
+            1: [
+                b for i, o in enumerate(layer.operands) if o.role in ("weight", "bias", "y") for b in reads[i]
+            ],
+        }
         if not layer.attributes.get("gated"):
             return self.compute.product(layer, factors, [out], int(layer.attributes.get("heads", 1)))[0], MAIN
         halves = [_half(b, i, out.shape[3]) for i in (0, 1) for b in factors[1]]
@@ -91,16 +108,27 @@ class _Untiled:
         pieces = [Block(layer.output, (0, 0, 0, 0), r) for r in results]
         return self.compute.gate(layer, pieces), gate_position(layer)
 
-    def _vector_reads(self, layer: Layer, reads: dict[int, list[Block]], out: TensorBox) -> dict[int, list[Block]]:
-        main = {i: b for i, b in reads.items() if layer.operands[i].role in ("x", "residual", "broadcast", "whole")}
+    def _vector_reads(
+        self, layer: Layer, reads: dict[int, list[Block]], out: TensorBox
+    ) -> dict[int, list[Block]]:
+        main = {
+            i: b
+            for i, b in reads.items()
+            if layer.operands[i].role in ("x", "residual", "broadcast", "whole")
+        }
         epilogue = {e.operand for e in layer.epilogue}
         main = {i: b for i, b in main.items() if i not in epilogue}
-        parameters = [b for i, o in enumerate(layer.operands) if o.role in ("scale", "bias") for b in reads[i]]
+        parameters = [
+            b for i, o in enumerate(layer.operands) if o.role in ("scale", "bias") for b in reads[i]
+        ]
         if parameters:
             main[PARAMETERS] = parameters
         if layer.op == "gather":
             rows = wanted_rows(self.graph, layer, reads[0], out)
-            main = {X: reads[0], PARAMETERS: [Block(reads[1][0].tensor, (0, 0, 0, 0), _rows_of(reads[1][0], rows, out))]}
+            main = {
+                X: reads[0],
+                PARAMETERS: [Block(reads[1][0].tensor, (0, 0, 0, 0), _rows_of(reads[1][0], rows, out))],
+            }
         if layer.op == "group_norm":
             statistics = self.compute.statistics(layer, main)
             main[STATISTICS] = [Block("", (0, 0, 0, 0), statistics)]
@@ -112,7 +140,11 @@ class _Untiled:
 
     def _blocks(self, operand: Operand) -> list[Block]:
         return [
-            Block(p.tensor, (0, 0, 0, p.start), np.ascontiguousarray(self._whole(p.tensor)[..., p.start : p.start + p.size]))
+            Block(
+                p.tensor,
+                (0, 0, 0, p.start),
+                np.ascontiguousarray(self._whole(p.tensor)[..., p.start : p.start + p.size]),
+            )
             for p in operand.parts
         ]
 
@@ -131,4 +163,4 @@ def _half(block: Block, half: int, cols: int) -> Block:
 
 
 def _rows_of(table: Block, rows: Array, out: TensorBox) -> Array:
-    return table.data[0, 0, rows].reshape(out.shape)
+    return np.asarray(table.data[0, 0, rows].reshape(out.shape))

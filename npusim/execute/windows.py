@@ -22,19 +22,28 @@ def pack(graph: Graph, inputs: Mapping[str, Array], formats: Formats) -> dict[st
     names = [w.name for w in graph.inputs]
     unknown = sorted(set(inputs) - set(names))
     if unknown:
-        raise BadInputError(f"inputs: '{unknown[0]}' is no input of '{graph.name}'; its inputs are {', '.join(names)}")
+        raise BadInputError(
+            f"inputs: '{unknown[0]}' is no input of '{graph.name}'; its inputs are {', '.join(names)}"
+        )
     found = {}
     for window in graph.inputs:
         if window.name not in inputs:
-            raise BadInputError(f"inputs: '{window.name}' is missing; give an array of shape {list(window.shape)}")
+            raise BadInputError(
+                f"inputs: '{window.name}' is missing; give an array of shape {list(window.shape)}"
+            )
         values = np.asarray(inputs[window.name])
         if values.shape != window.shape:
-            raise BadInputError(f"inputs: '{window.name}' has shape {list(values.shape)}; the plan is for {list(window.shape)}")
+            raise BadInputError(
+                f"inputs: '{window.name}' has shape {list(values.shape)}; the plan is for {list(window.shape)}"
+            )
         if values.dtype.kind not in "fiub":
             raise BadInputError(f"inputs: '{window.name}' holds {values.dtype}; numbers are needed")
         require_finite(values, f"input '{window.name}'")
         tensor = window.parts[0].tensor
-        found[tensor] = encode(_to_storage(values.astype(np.float64), window).reshape(graph.tensors[tensor].shape), formats[tensor])
+        found[tensor] = encode(
+            _to_storage(values.astype(np.float64), window).reshape(graph.tensors[tensor].shape),
+            formats[tensor],
+        )
     return found
 
 

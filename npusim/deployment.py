@@ -1,0 +1,227 @@
+"""A run directory and a model, brought together: quantize it, run it, compare it with onnxruntime in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npusim.calibrate import (
+    Method,
+    choose_scales,
+    load_scales,
+    measure_ranges,
+    read_inputs,
+    save_scales,
+    seeded_inputs,
+)
+from npusim.errors import BadInputError, MissingExtraError, PlanError
+from npusim.execute.compare import LayerLoss, compare_layers
+from npusim.execute.formats import Numbers, numbers_for
+from npusim.execute.measure import Closeness, closeness
+from npusim.execute.run import Order, execute
+from npusim.graph import Graph
+from npusim.lower import lower
+from npusim.onnx_reader import read_onnx
+from npusim.passes import to_layers
+from npusim.plan import Plan, load_plan
+from npusim.program import Program
+from npusim.weights import Weights, open_weights
+
+Array = npt.NDArray[Any]
+PLAN_FILE, SCALES_FILE = "plan.json", "scales.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A plan with the model that it was made for.
+
+    Attributes:
+        scales: of activations, where they have been measured.
+        notes: what the user should know.
+    """
+
+    graph: Graph
+    plan: Plan
+    program: Program
+    weights: Weights
+    model: Path
+    scales: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needs_scales(self) -> bool:
+        """Whether some layer computes in integers."""
+        return any(p.precision.startswith("w") for p in self.plan.layers)
+
+    def numbers(self) -> Numbers:
+        """Formats and encoded weights."""
+        return numbers_for(self.graph, self.plan, self.weights, self.scales)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What came out of a run.
+
+    Attributes:
+        outputs: FP32 arrays by output name.
+        closeness: per output against onnxruntime in FP32 (empty unless verified).
+        layers: per layer against FP32 of the same weights (empty unless verified).
+        notes: what was assumed (seeded inputs, calibration on the spot).
+    """
+
+    outputs: Mapping[str, Array]
+    closeness: Mapping[str, Closeness]
+    layers: Sequence[LayerLoss]
+    notes: tuple[str, ...]
+
+
+def open_deployment(
+    directory: Path,
+    model: Path,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Deployment:
+    """Read a run directory with its model, and check that they belong together.
+
+    Raises:
+        BadInputError: no plan, another model, another version, weights or scales that do not fit.
+    """
+    plan = load_plan(directory / PLAN_FILE)
+    graph = to_layers(read_onnx(model, shapes=shapes, dims=dims))
+    if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [
+        x.name for x in graph.layers
+    ]:
+        raise PlanError(
+            f"{directory}: its plan is for '{plan.model.name}', whose layers {model} does not have; give the model that was profiled"
+        )
+    program = lower(graph, plan)
+    if program.sha256() != plan.program_sha256:
+        raise PlanError(
+            f"{directory}: its plan lowers to another Program on {model} than the one that was simulated; "
+            "the shapes, the hardware or npusim's version differ; profile the model again"
+        )
+    notes = (
+        ()
+        if graph.model_sha256 == plan.model.sha256
+        else (f"{model} is another file than the one profiled, with the same layers",)
+    )
+    found = Deployment(
+        graph=graph, plan=plan, program=program, weights=open_weights(model, graph), model=model, notes=notes
+    )
+    scales = directory / SCALES_FILE
+    if found.needs_scales and scales.is_file():
+        return replace(found, scales=load_scales(scales, plan))
+    return found
+
+
+def calibrate(
+    deployment: Deployment,
+    *,
+    inputs: Sequence[Mapping[str, Array]] | None = None,
+    method: Method = "auto",
+    seed: int = 0,
+) -> Deployment:
+    """The deployment with scales measured on the given inputs, or on seeded ones over several timesteps."""
+    batches = inputs if inputs is not None else list(seeded_inputs(deployment.graph, seed=seed))
+    ranges = measure_ranges(deployment.graph, deployment.weights, batches)
+    return replace(deployment, scales=choose_scales(deployment.graph, deployment.plan, ranges, method))
+
+
+def quantize_directory(
+    directory: Path, model: Path, *, calibration: Path | None = None, method: Method = "auto", seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
+) -> Deployment:  # fmt: skip
+    """Measure ranges on real weights and write `scales.npz` beside the plan.
+
+    Raises:
+        BadInputError: see `open_deployment`; the plan has no integer layer; the calibration inputs are bad.
+    """
+    deployment = open_deployment(directory, model, shapes=shapes, dims=dims)
+    if not deployment.needs_scales:
+        raise BadInputError(
+            f"{directory}: its plan is in {deployment.plan.options.precision}, which needs no scales"
+        )
+    batches = read_inputs(calibration, deployment.graph) if calibration is not None else None
+    result = calibrate(deployment, inputs=batches, method=method, seed=seed)
+    source = calibration.name if calibration is not None else f"seed {seed}"
+    assert result.scales is not None
+    save_scales(directory / SCALES_FILE, result.scales, result.plan, method=method, source=source)
+    return result
+
+
+def run_directory(
+    directory: Path, model: Path, *, inputs: Path | None = None, verify: bool = False, order: Order = "serial", seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
+) -> RunResult:  # fmt: skip
+    """Execute a run directory's Program on real weights.
+
+    Args:
+        inputs: `.npz` with one array per input; seeded ones without.
+        verify: also compare with onnxruntime in FP32, and each layer with FP32.
+        order, seed: the order of commands; `seed` also draws inputs where none are given.
+
+    Raises:
+        BadInputError: see `open_deployment`; inputs are bad.
+        MissingExtraError: onnxruntime is needed to verify.
+    """
+    deployment = open_deployment(directory, model, shapes=shapes, dims=dims)
+    notes = list(deployment.notes)
+    if inputs is None:
+        notes.append(f"inputs drawn from seed {seed}")
+    arrays = (
+        read_inputs(inputs, deployment.graph)[0]
+        if inputs is not None
+        else next(seeded_inputs(deployment.graph, seed=seed))
+    )
+    if deployment.needs_scales and deployment.scales is None:
+        notes.append(
+            "there is no scales.npz: calibrated on seeded inputs (run 'npusim quantize' to choose them)"
+        )
+        deployment = calibrate(deployment, seed=seed)
+    numbers = deployment.numbers()
+    outputs = execute(
+        deployment.graph, deployment.plan, deployment.program, numbers, arrays, order=order, seed=seed
+    )
+    if not verify:
+        return RunResult(outputs=outputs, closeness={}, layers=(), notes=tuple(notes))
+    reference = run_onnxruntime(deployment.model, arrays)
+    close = {name: closeness(values, reference[name]) for name, values in outputs.items()}
+    layers = compare_layers(deployment.graph, numbers, arrays)
+    return RunResult(outputs=outputs, closeness=close, layers=layers, notes=tuple(notes))
+
+
+def run_onnxruntime(model: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs of a model by onnxruntime on the CPU, in the model's own types.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        BadInputError: onnxruntime refuses the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "export") from error
+    try:
+        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        feeds = {
+            i.name: np.asarray(inputs[i.name], dtype=_ORT_TYPES.get(i.type, "float32"))
+            for i in session.get_inputs()
+        }
+        names = [o.name for o in session.get_outputs()]
+        return {n: np.asarray(v) for n, v in zip(names, session.run(names, feeds), strict=True)}
+    except Exception as error:  # onnxruntime raises types of its own
+        raise BadInputError(
+            f"{model}: onnxruntime cannot run it ({str(error).splitlines()[0][:200]}); run without --verify"
+        ) from error
+
+
+_ORT_TYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
+    "tensor(int32)": "int32", "tensor(bool)": "bool",
+}  # fmt: skip

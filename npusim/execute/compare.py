@@ -1,0 +1,60 @@
+"""Which layer loses most: a deployment and FP32 of the same weights, side by side, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from npusim.execute.blocks import Array
+from npusim.execute.formats import Numbers
+from npusim.execute.measure import Closeness, closeness
+from npusim.execute.stages import float_formats
+from npusim.execute.untiled import Untiled
+from npusim.graph import Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLoss:
+    """One layer's output against FP32.
+
+    Attributes:
+        closeness: of the output, with all error gathered so far.
+        own_noise_db: 10 log10 of how much larger the relative noise is after the layer than before it.
+    """
+
+    name: str
+    op: str
+    closeness: Closeness
+    own_noise_db: float
+
+
+def compare_layers(
+    graph: Graph, numbers: Numbers, inputs: Mapping[str, Array], *, accumulator_bits: int = 64
+) -> list[LayerLoss]:
+    """Every layer's output against FP32 of the same weights, in execution order.
+
+    Whole layers are run (untiled): for integers the tiled result is the same.
+    """
+    reference = Untiled(graph, Numbers(float_formats(graph), numbers.weights), inputs)
+    quantized = Untiled(graph, numbers, inputs, accumulator_bits)
+    found: list[LayerLoss] = []
+    levels: dict[str, float] = {}
+    for layer in graph.layers:
+        reference.layer(layer)
+        quantized.layer(layer)
+        close = closeness(quantized.decoded(layer.output), reference.decoded(layer.output))
+        before = min((levels[t] for t in layer.reads() if t in levels), default=np.inf)
+        levels[layer.output] = close.sqnr_db
+        found.append(
+            LayerLoss(
+                name=layer.name, op=layer.op, closeness=close, own_noise_db=min(before, 120.0) - close.sqnr_db
+            )
+        )
+    return found
+
+
+def worst_layer(losses: list[LayerLoss]) -> LayerLoss | None:
+    """The layer after which the relative noise has grown most."""
+    return max(losses, key=lambda loss: loss.own_noise_db, default=None)
