@@ -1,6 +1,8 @@
-"""Screenshots of a report's sections, for docs: `python tests/reports/screenshots.py REPORT.html FOLDER [SECTION ...]`.
+"""Screenshots of a report's sections, for docs: `python tests/reports/screenshots.py REPORT.html FOLDER NAME=FIRST-LAST ...`.
 
-Needs chromium and selenium (see `test_browser.py`) and pillow, which reduces the pictures to 128 colours.
+Each NAME becomes four pictures (1440 and 390 pixels wide, light and dark) of the sections from FIRST to LAST.
+
+Needs chromium and selenium (see `test_browser.py`) and pillow.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from npusim.reports.theme import CATEGORIES, KINDS, STATES
 
 WIDTHS, SCHEMES = (1440, 390), ("light", "dark")
 
@@ -33,6 +37,7 @@ def open_browser() -> Any:
         options.add_argument(flag)
     options.add_argument("--disable-component-update")
     options.add_argument("--disable-sync")
+    options.add_argument("--hide-scrollbars")
     options.add_argument(f"--user-data-dir={tempfile.mkdtemp()}")
     return webdriver.Chrome(
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver") or "")
@@ -51,34 +56,42 @@ def show(browser: Any, page: Path, width: int, scheme: str) -> None:
     time.sleep(1)
 
 
-def shoot(browser: Any, selector: str) -> bytes:
-    """PNG of one element."""
-    script = """const r = document.querySelector(arguments[0]).getBoundingClientRect();
-        return {x: r.left + scrollX, y: r.top + scrollY, width: r.width, height: r.height, scale: 1};"""
-    clip = browser.execute_script(script, selector)
+def shoot(browser: Any, first: str, last: str) -> bytes:
+    """PNG of the page from the top of one element to the bottom of another."""
+    script = """const [a, b] = [...arguments].map((id) => document.getElementById(id).getBoundingClientRect());
+        return {x: a.left + scrollX, y: a.top + scrollY, width: a.width, height: b.bottom - a.top, scale: 1};"""
+    clip = browser.execute_script(script, first, last)
     options = {"format": "png", "captureBeyondViewport": True, "clip": clip}
     return base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"])
 
 
 def save(png: bytes, path: Path) -> None:
-    """Write a PNG with 128 colours."""
-    from PIL import Image
+    """Write a PNG with few colours: the commonest of the picture, and every one that has a meaning."""
+    from PIL import Image, ImageColor
 
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    picture.save(path, optimize=True)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    counted = sorted(picture.getcolors(2**24), reverse=True)[:72]
+    meant = [
+        ImageColor.getrgb(c) for table in (CATEGORIES, STATES, KINDS) for c in table.values() if c[0] == "#"
+    ]
+    chosen = list(dict.fromkeys([*meant, *(colour for _, colour in counted)]))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in chosen for part in colour])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def main(page: Path, folder: Path, sections: list[str]) -> None:
-    """Save each section (or the whole page, as `page`) at each width, light and dark."""
+def main(page: Path, folder: Path, pictures: list[str]) -> None:
+    """Save each picture at each width, light and dark."""
     browser = open_browser()
     for width in WIDTHS:
         for scheme in SCHEMES:
             show(browser, page, width, scheme)
-            for name in sections:
-                png = shoot(browser, "body" if name == "page" else f"#{name}")
-                save(png, folder / f"{name}-{width}-{scheme}.png")
+            for picture in pictures:
+                name, _, span = picture.partition("=")
+                first, _, last = span.partition("-")
+                save(shoot(browser, first, last or first), folder / f"{name}-{width}-{scheme}.png")
     browser.quit()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] or ["page"])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
