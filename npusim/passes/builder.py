@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -39,6 +40,7 @@ class Builder:
     derived: dict[str, Derived] = field(default_factory=dict)
     unmodelled: dict[str, list[str]] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)
+    _readers: dict[str, int] = field(default_factory=dict)
 
     def shape(self, value: str) -> tuple[int, ...]:
         """Shape of an ONNX value, which folding has made known."""
@@ -59,6 +61,13 @@ class Builder:
         """The one number that a constant holds, or None."""
         data = self.data(value)
         return float(data.ravel()[0]) if data is not None and data.size == 1 else None
+
+    def reader_count(self, value: str) -> int:
+        """How many nodes (and the model's outputs) read a value."""
+        if not self._readers:
+            read = [i for n in self.model.nodes for i in n.inputs]
+            self._readers.update(Counter([*read, *self.model.outputs]))
+        return self._readers.get(value, 0)
 
     def unique(self, name: str) -> str:
         """`name`, or `name#2`, `name#3` ... where it is taken."""

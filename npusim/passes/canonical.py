@@ -9,6 +9,7 @@ from typing import Any
 from npusim.errors import ModelError
 from npusim.graph import Coverage, Graph, Tensor, Window
 from npusim.onnx_reader import Node, OnnxModel
+from npusim.passes.batch_norm import BATCH_NORM
 from npusim.passes.builder import Builder, operand
 from npusim.passes.derive import derive
 from npusim.passes.elementwise import ELEMENTWISE
@@ -130,4 +131,5 @@ _HANDLERS: Mapping[str, Callable[[Builder, Node], bool]] = {
     **PRODUCTS,
     **ELEMENTWISE,
     **NORMS,
+    **BATCH_NORM,
 }

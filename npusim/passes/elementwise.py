@@ -50,7 +50,7 @@ def _binary(function: str) -> Callable[[Builder, Node], bool]:
             return False
         swap = _primary(builder, node) == 1
         x, other = (node.inputs[1], node.inputs[0]) if swap else (node.inputs[0], node.inputs[1])
-        view = _broadcast_first(builder, node, x)
+        view = broadcast(builder, node, x)
         attributes: dict[str, Any] = {"function": function, "swapped": swap}
         factor = builder.scalar(other)
         if factor is not None:
@@ -88,7 +88,8 @@ def _primary(builder: Builder, node: Node) -> int:
     return next((i for i in whole if not builder.is_constant(node.inputs[i])), whole[0] if whole else 0)
 
 
-def _broadcast_first(builder: Builder, node: Node, x: str) -> View:
+def broadcast(builder: Builder, node: Node, x: str) -> View:
+    """A value as a view of the output's shape; what broadcasting adds is copied."""
     view, out = builder.view(x), builder.shape(node.outputs[0])
     if view.shape == out:
         return view
@@ -165,11 +166,13 @@ _UNARY = {
     "Silu": "silu", "Gelu": "gelu", "QuickGelu": "quick_gelu", "Sigmoid": "sigmoid", "Relu": "relu", "Tanh": "tanh",
     "Erf": "erf", "Exp": "exp", "Sin": "sin", "Cos": "cos", "Sqrt": "sqrt", "Reciprocal": "reciprocal", "Neg": "neg",
     "Abs": "abs", "Log": "log", "Softplus": "softplus", "HardSwish": "hard_swish", "HardSigmoid": "hard_sigmoid",
-    "LeakyRelu": "leaky_relu", "Elu": "elu", "Floor": "floor", "Ceil": "ceil", "Cast": "cast", "Clip": "clip", "Not": "not",
+    "LeakyRelu": "leaky_relu", "Elu": "elu", "Floor": "floor", "Ceil": "ceil", "Round": "round", "Sign": "sign",
+    "Cast": "cast", "Clip": "clip", "Not": "not",
 }  # fmt: skip
 _BINARY = {
     "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Min": "min", "Max": "max", "Equal": "equal",
-    "Greater": "greater", "Less": "less", "And": "and", "Or": "or", "PRelu": "prelu",
+    "Greater": "greater", "GreaterOrEqual": "greater_equal", "Less": "less", "LessOrEqual": "less_equal",
+    "And": "and", "Or": "or", "Xor": "xor", "PRelu": "prelu",
 }  # fmt: skip
 
 #: Handlers by operator type: True if the node became layers or views.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from npusim.onnx_reader import SMALL_ELEMENTS, Array, Node, OnnxModel, Value, in
 from npusim.passes.rewrite import Rule, rewrite
 from npusim.passes.rewrite_attention import ATTENTION
 from npusim.passes.rewrite_microsoft import MICROSOFT
+from npusim.passes.rewrite_products import CONTRACTIONS
 from npusim.passes.rewrite_standard import STANDARD
 
 _CAST = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 2: "uint8", 3: "int8"}
 _IDENTITIES = frozenset({"Identity", "Dropout", "CastLike"})
-_RULES: Mapping[str, Rule] = {**ATTENTION, **MICROSOFT, **STANDARD}
+_RULES: Mapping[str, Rule] = {**ATTENTION, **MICROSOFT, **CONTRACTIONS, **STANDARD}
 _FLOATS = frozenset({"float", "float16", "double", "bfloat16"})
 
 
@@ -31,11 +32,12 @@ def fold_constants(model: OnnxModel) -> OnnxModel:
     renamed: dict[str, str] = {}
     kept: list[Node] = []
     turned: dict[str, Node] = {}
+    read = {i for n in model.nodes for i in n.inputs} | set(model.outputs)
     for original in model.nodes:
-        node = _rename(original, renamed)
+        node = _rename(_without_unread(original, read), renamed)
         if _fold_node(node, values, constants):
             continue
-        for part in rewrite(_RULES, node, values, constants):
+        for part in rewrite(_RULES, node, values, constants, model.initializers):
             spelled = _rename(part, renamed)
             if spelled is not node and _fold_node(spelled, values, constants):
                 continue
@@ -54,6 +56,16 @@ def fold_constants(model: OnnxModel) -> OnnxModel:
     )
 
 
+def _without_unread(node: Node, read: Container[str]) -> Node:
+    """The node without outputs that nothing reads (a mask of Dropout, indices of MaxPool); at least one stays."""
+    if len(node.outputs) < 2 or all(o in read for o in node.outputs):
+        return node
+    outputs = [o if o in read else "" for o in node.outputs]
+    while len(outputs) > 1 and not outputs[-1]:
+        outputs.pop()
+    return replace(node, outputs=tuple(outputs)) if any(outputs) else node
+
+
 def _rename(node: Node, renamed: Mapping[str, str]) -> Node:
     if not any(i in renamed for i in node.inputs):
         return node
@@ -66,14 +78,18 @@ def _fold_node(node: Node, values: dict[str, Value], constants: dict[str, Array]
     results: tuple[Array, ...] | None = None
     if node.op in ("Shape", "Size"):
         results = _shape_of(node, values)
-    elif node.op in _EVALUATE and all(not i or i in known for i in node.inputs):
+    elif node.op in _EVALUATE and all(not i or _is_small(known.get(i)) for i in node.inputs):
         results = _evaluate(node, known)
-    if results is None or sum(r.size for r in results) > SMALL_ELEMENTS:
+    if results is None or sum(r.size for r in results if any(r.strides)) > SMALL_ELEMENTS:
         return False
     for name, result in zip(node.outputs, results, strict=False):
         constants[name] = result
         values[name] = Value(shape=result.shape, dtype=_onnx_dtype(result))
     return True
+
+
+def _is_small(data: Array | None) -> bool:
+    return data is not None and data.size <= SMALL_ELEMENTS
 
 
 def _onnx_dtype(array: Array) -> str:
@@ -104,9 +120,13 @@ def _evaluate(node: Node, known: Mapping[str, Array]) -> tuple[Array, ...] | Non
     return tuple(np.asarray(r) for r in result) if isinstance(result, tuple | list) else (np.asarray(result),)
 
 
-def _limit(shape: Any) -> tuple[int, ...]:
+#: Elements that a constant made of one number may have: it takes no memory.
+_ELEMENTS = 2**31
+
+
+def _limit(shape: Any, most: int = SMALL_ELEMENTS * 64) -> tuple[int, ...]:
     sizes = tuple(int(s) for s in np.asarray(shape).ravel())
-    if any(s < 0 for s in sizes) or np.prod(sizes, dtype=float) > SMALL_ELEMENTS * 64:
+    if any(s < 0 for s in sizes) or len(sizes) > 32 or np.prod(sizes, dtype=float) > most:
         raise ValueError(f"shape {list(sizes)} is not one that a constant may have")
     return sizes
 
@@ -174,8 +194,8 @@ def _split(attributes: Mapping[str, Any], data: Array, sizes: Array | None = Non
 #: What shape arithmetic uses: (attributes, *inputs) -> output or outputs; None where it does not apply.
 _EVALUATE: Mapping[str, Callable[..., Any]] = {
     "Constant": _constant,
-    "ConstantOfShape": lambda a, s: np.full(
-        _limit(s), np.asarray(a.get("value", np.zeros(1, np.float32))).ravel()[0]
+    "ConstantOfShape": lambda a, s: np.broadcast_to(
+        np.asarray(a.get("value", np.zeros(1, np.float32))).ravel()[0], _limit(s, _ELEMENTS)
     ),
     "Gather": lambda a, x, i: np.take(x, i.astype(np.int64), axis=a.get("axis", 0)),
     "Concat": lambda a, *xs: np.concatenate(xs, axis=a["axis"]),

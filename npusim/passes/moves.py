@@ -7,6 +7,7 @@ from math import prod
 
 from npusim.onnx_reader import Node
 from npusim.passes.builder import Builder, operand
+from npusim.passes.elementwise import broadcast
 from npusim.passes.view import (
     View,
     concat_cols,
@@ -108,8 +109,13 @@ def _take(builder: Builder, node: Node, view: View, axis: int, start: int, size:
         builder.views[output] = seen
 
 
+def _expand(builder: Builder, node: Node) -> bool:
+    builder.views[node.outputs[0]] = broadcast(builder, node, node.inputs[0])
+    return True
+
+
 #: Handlers by operator type: True if the node became layers or views.
 MOVES: Mapping[str, Callable[[Builder, Node], bool]] = {
     "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape,
-    "Transpose": _transpose, "Concat": _concat, "Split": _split, "Slice": _slice,
+    "Transpose": _transpose, "Concat": _concat, "Split": _split, "Slice": _slice, "Expand": _expand,
 }  # fmt: skip

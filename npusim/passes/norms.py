@@ -17,16 +17,20 @@ from npusim.passes.view import (
 
 
 def _softmax(builder: Builder, node: Node) -> bool:
+    """Before operator set 13 the rows are all dimensions from `axis` on."""
+    old = builder.model.opset < 13
     attributes = {"zero_if_masked": True} if node.attributes.get("zero_if_masked", 0) else {}
-    return _over_cols(builder, node, "softmax", node.attributes.get("axis", -1), [], attributes)
+    axis = node.attributes.get("axis", 1 if old else -1)
+    return _over_cols(builder, node, "softmax", axis, [], attributes, to_end=old)
 
 
 def _layer_norm(builder: Builder, node: Node) -> bool:
     axis = node.attributes.get("axis", -1)
     scale = [o for i in (1, 2) for o in _affine(builder, node, i)]
     return _over_cols(
-        builder, node, "layer_norm", axis, scale, {"epsilon": float(node.attributes.get("epsilon", 1e-5))}
-    )
+        builder, node, "layer_norm", axis, scale, {"epsilon": float(node.attributes.get("epsilon", 1e-5))},
+        to_end=True,
+    )  # fmt: skip
 
 
 def _affine(builder: Builder, node: Node, index: int) -> list[Operand]:
@@ -38,41 +42,31 @@ def _affine(builder: Builder, node: Node, index: int) -> list[Operand]:
 
 
 def _over_cols(
-    builder: Builder, node: Node, op: str, axis: int, more: list[Operand], attributes: Mapping[str, Any]
-) -> bool:
-    """A layer that normalises each row over its columns; `axis` and all later dimensions must be the columns."""
+    builder: Builder, node: Node, op: str, axis: int, more: list[Operand], attributes: Mapping[str, Any], *, to_end: bool
+) -> bool:  # fmt: skip
+    """A layer that normalises each row over its columns: dimension `axis`, and all later ones if `to_end`."""
     view = builder.view(node.inputs[0])
     rank = len(view.dims)
     first = axis % rank if rank else 0
-    over = (
-        tuple(i for d in range(first, rank) for i in view.dims[d]) if op == "layer_norm" else view.dims[first]
-    )
-    if over != view.axis_atoms(3):
-        dims = tuple(range(first, rank)) if op == "layer_norm" else (first,)
+    dims = tuple(range(first, rank)) if to_end else (first,)[:rank]
+    if tuple(i for d in dims for i in view.dims[d]) != view.axis_atoms(3):
         rest = tuple(d for d in range(rank) if d not in dims)
         view = builder.arranged(node, view, ((), (), rest, dims))
-    builder.emit(
-        node,
-        op,
-        [operand("x", view), *more],
-        view,
-        suffix="" if op != "softmax" else "softmax",
-        attributes=attributes,
-    )
+    suffix = "softmax" if op == "softmax" else ""
+    builder.emit(node, op, [operand("x", view), *more], view, suffix=suffix, attributes=attributes)
     return True
 
 
 def _group_norm(builder: Builder, node: Node) -> bool:
+    """GroupNormalization, or InstanceNormalization: one group per channel."""
     shape = builder.shape(node.inputs[0])
     image: Groups = ((0,), (), tuple(range(2, len(shape))), (1,))
-    view = builder.arranged(node, builder.view(node.inputs[0]), image)
     affine = [o for i in (1, 2) for o in _affine(builder, node, i)]
-    if any(o.cols not in (shape[1],) for o in affine):
+    groups = int(node.attributes.get("num_groups", shape[1]))
+    if any(o.cols != shape[1] for o in affine) or groups < 1 or shape[1] % groups:
         return False
-    attributes = {
-        "groups": int(node.attributes["num_groups"]),
-        "epsilon": float(node.attributes.get("epsilon", 1e-5)),
-    }
+    view = builder.arranged(node, builder.view(node.inputs[0]), image)
+    attributes = {"groups": groups, "epsilon": float(node.attributes.get("epsilon", 1e-5))}
     builder.emit(node, "group_norm", [operand("x", view), *affine], view, attributes=attributes)
     return True
 
@@ -99,5 +93,6 @@ def _gather(builder: Builder, node: Node) -> bool:
 
 #: Handlers by operator type: True if the node became layers or views.
 NORMS: Mapping[str, Callable[[Builder, Node], bool]] = {
-    "Softmax": _softmax, "LayerNormalization": _layer_norm, "GroupNormalization": _group_norm, "Gather": _gather,
+    "Softmax": _softmax, "LayerNormalization": _layer_norm, "GroupNormalization": _group_norm,
+    "InstanceNormalization": _group_norm, "Gather": _gather,
 }  # fmt: skip

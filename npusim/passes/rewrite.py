@@ -10,6 +10,9 @@ import numpy as np
 
 from npusim.onnx_reader import Array, Node, Value
 
+#: Subtracted from scores that must not be attended to, where a mask is computed at run time; exp(-1e4) is 0 in any format.
+NEVER = 1e4
+
 
 @dataclass(slots=True)
 class Rewriter:
@@ -18,12 +21,14 @@ class Rewriter:
     Attributes:
         node: what is spelled out.
         values, constants: everything known so far; extended in place.
+        initializers: names of weights.
         nodes: the spelling, in order.
     """
 
     node: Node
     values: dict[str, Value]
     constants: dict[str, Array]
+    initializers: frozenset[str] = frozenset()
     nodes: list[Node] = field(default_factory=list)
 
     def shape(self, value: str) -> tuple[int, ...]:
@@ -31,6 +36,10 @@ class Rewriter:
         known = self.values[value].shape
         assert known is not None
         return known
+
+    def is_constant(self, value: str) -> bool:
+        """Whether the value is known before run time."""
+        return value in self.initializers or value in self.constants
 
     def attribute(self, name: str, missing: Any) -> Any:
         """An attribute of the node, or what the operator's definition says it is."""
@@ -108,11 +117,15 @@ Rule = Callable[[Rewriter], bool]
 
 
 def rewrite(
-    rules: Mapping[str, Rule], node: Node, values: dict[str, Value], constants: dict[str, Array]
+    rules: Mapping[str, Rule],
+    node: Node,
+    values: dict[str, Value],
+    constants: dict[str, Array],
+    initializers: frozenset[str],
 ) -> Sequence[Node]:
     """The nodes that stand for `node`: itself where no rule applies or a shape that the rule needs is unknown."""
     rule = rules.get(node.op)
     if rule is None or any(i and (i not in values or values[i].shape is None) for i in node.inputs):
         return (node,)
-    writer = Rewriter(node=node, values=values, constants=constants)
+    writer = Rewriter(node=node, values=values, constants=constants, initializers=initializers)
     return tuple(writer.nodes) if rule(writer) else (node,)

@@ -7,7 +7,7 @@ from math import prod, sqrt
 
 import numpy as np
 
-from npusim.passes.rewrite import Rewriter, Rule
+from npusim.passes.rewrite import NEVER, Rewriter, Rule
 
 #: Largest causal mask that is made as a constant (elements).
 _MASK_ELEMENTS = 2**22
@@ -42,12 +42,8 @@ def _masked(writer: Rewriter, scores: str, mask: str) -> str:
         else:
             known = writer.unary("Cast", mask, to=1)
             shifted = writer.binary("Add", known, writer.constant(-1.0))
-            mask = writer.binary("Mul", shifted, writer.constant(_NEVER))
+            mask = writer.binary("Mul", shifted, writer.constant(NEVER))
     return writer.binary("Add", scores, mask)
-
-
-#: Subtracted from scores that must not be attended to, where the mask is computed at run time; exp(-1e4) is 0 in any format.
-_NEVER = 1e4
 
 
 def _causal_mask(writer: Rewriter, scores: str) -> str | None:

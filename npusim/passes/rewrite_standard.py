@@ -1,53 +1,13 @@
-"""Standard operators that others can spell: contractions, padding, pixel shuffles, sums of many, picks of one row."""
+"""Standard operators that others can spell: reductions, padding, pixel shuffles, sums of many, masks, picks of one row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import prod
 
-from npusim.passes.rewrite import Rewriter, Rule
+import numpy as np
 
-
-def _einsum(writer: Rewriter) -> bool:
-    """A permutation of one operand, or a contraction of two as one batched matrix product."""
-    left, arrow, out = str(writer.attribute("equation", "")).replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow or "." in left or any(len(set(t)) != len(t) for t in (*terms, out)):
-        return False
-    if any(len(t) != len(writer.shape(i)) for t, i in zip(terms, writer.node.inputs, strict=False)):
-        return False
-    if len(terms) == 1 and sorted(terms[0]) == sorted(out):
-        writer.transpose(writer.input(0), [terms[0].index(c) for c in out], writer.output(0))
-        return True
-    return len(terms) == 2 and _contraction(writer, terms[0], terms[1], out)
-
-
-def _contraction(writer: Rewriter, a: str, b: str, out: str) -> bool:
-    if not set(out) <= set(a) | set(b) or any(c not in set(b) | set(out) for c in a):
-        return False
-    if any(c not in set(a) | set(out) for c in b):
-        return False
-    sizes = {
-        **dict(zip(a, writer.shape(writer.input(0)), strict=True)),
-        **dict(zip(b, writer.shape(writer.input(1)), strict=True)),
-    }
-    batch = [c for c in a if c in b and c in out]
-    summed = [c for c in a if c in b and c not in out]
-    rows, cols = [c for c in a if c not in b], [c for c in b if c not in a]
-
-    def matrix(value: str, term: str, order: Sequence[str], split: int) -> str:
-        turned = writer.transpose(value, [term.index(c) for c in order])
-        lead = [sizes[c] for c in batch]
-        first = prod(sizes[c] for c in order[len(batch) : len(batch) + split])
-        last = prod(sizes[c] for c in order[len(batch) + split :])
-        return writer.reshape(turned, (*lead, first, last))
-
-    x = matrix(writer.input(0), a, [*batch, *rows, *summed], len(rows))
-    y = matrix(writer.input(1), b, [*batch, *summed, *cols], len(summed))
-    order = [*batch, *rows, *cols]
-    found = writer.reshape(writer.matmul(x, y), [sizes[c] for c in order])
-    writer.transpose(found, [order.index(c) for c in out], writer.output(0))
-    return True
+from npusim.passes.rewrite import NEVER, Rewriter, Rule
 
 
 def _pad(writer: Rewriter) -> bool:
@@ -142,42 +102,116 @@ def _pick(writer: Rewriter) -> bool:
     return True
 
 
-def _transposed_conv(writer: Rewriter) -> bool:
-    """ConvTranspose whose windows do not overlap: one linear map, then a pixel shuffle."""
-    shape, kernel = writer.shape(writer.input(0)), writer.shape(writer.input(1))
-    rank = len(shape) - 2
-    size = kernel[2:]
-    plain = not any(writer.attribute("pads", ())) and not any(writer.attribute("output_padding", ()))
-    if (
-        rank != 2
-        or not plain
-        or tuple(writer.attribute("strides", (1,) * rank)) != tuple(size)
-        or any(d != 1 for d in writer.attribute("dilations", ()))
-        or writer.attribute("group", 1) != 1
-        or writer.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    ):
+def _tile(writer: Rewriter) -> bool:
+    """Repetition as broadcasting over new dimensions."""
+    shape, repeats = writer.shape(writer.input(0)), writer.constants.get(writer.input(1))
+    if repeats is None or repeats.size != len(shape) or (repeats < 1).any():
         return False
-    n, c, h, w = shape
-    outputs, high, wide = kernel[1:]
-    weight = writer.reshape(writer.input(1), (c, outputs * high * wide))
-    found = writer.matmul(writer.transpose(writer.input(0), (0, 2, 3, 1)), weight)
-    apart = writer.reshape(found, (n, h, w, outputs, high, wide))
-    turned = writer.transpose(apart, (0, 3, 1, 4, 2, 5))
-    bias = writer.input(2)
-    image = writer.reshape(turned, (n, outputs, h * high, w * wide), "" if bias else writer.output(0))
-    if bias:
-        writer.binary("Add", image, writer.reshape(bias, (1, outputs, 1, 1)), writer.output(0))
+    times = [int(r) for r in repeats.ravel()]
+    apart = writer.reshape(writer.input(0), [n for size in shape for n in (1, size)])
+    wide = [n for r, size in zip(times, shape, strict=True) for n in (r, size)]
+    many = writer.add("Expand", (apart, writer.constant(wide, "int64")), wide)
+    writer.reshape(many, [r * size for r, size in zip(times, shape, strict=True)], writer.output(0))
+    return True
+
+
+def _where(writer: Rewriter) -> bool:
+    """A choice by a constant mask: a mask added to scores, or a product with zeros and ones."""
+    mask = writer.constants.get(writer.input(0))
+    for index, keep in ((1, False), (2, True)):
+        number = writer.constants.get(writer.input(index))
+        if mask is None or number is None or number.size != 1:
+            continue
+        value, other = float(number.ravel()[0]), writer.input(3 - index)
+        if np.broadcast_shapes(mask.shape, writer.shape(other)) != writer.shape(other):
+            continue
+        kept = mask.astype(bool) if keep else ~mask.astype(bool)
+        if value <= -NEVER:
+            writer.binary("Add", other, writer.constant(np.where(kept, 0.0, value)), writer.output(0))
+            return True
+        if value == 0.0:
+            writer.binary("Mul", other, writer.constant(kept), writer.output(0))
+            return True
+    return False
+
+
+def _reduced_axes(writer: Rewriter) -> list[int] | None:
+    """The dimensions that a reduction removes, ascending; None if that is decided at run time, or none are."""
+    rank = len(writer.shape(writer.input(0)))
+    given = writer.attribute("axes", None)
+    if writer.input(1):
+        data = writer.constants.get(writer.input(1))
+        if data is None:
+            return None
+        given = data.ravel().tolist()
+    if not given:
+        return None if writer.attribute("noop_with_empty_axes", 0) or not rank else list(range(rank))
+    return sorted({int(a) % rank for a in given}) if rank else None
+
+
+def _reduction(function: str) -> Rule:
+    """A reduction of some dimensions as pooling over the whole image that they make."""
+
+    def rule(writer: Rewriter) -> bool:
+        axes = _reduced_axes(writer)
+        if axes is None or 0 in writer.shape(writer.input(0)):
+            return False
+        x = writer.input(0)
+        if function in ("l2", "square"):
+            x = writer.binary("Mul", x, x)
+        count = float(prod(writer.shape(x)[d] for d in axes))
+        found = _pooled(writer, x, axes, "GlobalMaxPool" if function == "max" else "GlobalAveragePool")
+        if function in ("sum", "l2", "square"):
+            found = writer.binary("Mul", found, writer.constant(count))
+        if function == "l2":
+            found = writer.unary("Sqrt", found)
+        keep = bool(writer.attribute("keepdims", 1))
+        shape = writer.shape(x)
+        out = [1 if d in axes else n for d, n in enumerate(shape) if keep or d not in axes]
+        writer.reshape(found, out, writer.output(0))
+        return True
+
+    return rule
+
+
+def _pooled(writer: Rewriter, x: str, axes: list[int], pool: str) -> str:
+    """[batch, kept, 1, 1]: the given dimensions pooled as one image; a leading kept dimension is the batch."""
+    shape = writer.shape(x)
+    kept = [d for d in range(len(shape)) if d not in axes]
+    lead = kept[:1] if len(kept) > 1 and kept[0] < axes[0] else []
+    rest = kept[len(lead) :]
+    batch, channels = prod(shape[d] for d in lead), prod(shape[d] for d in rest)
+    turned = writer.transpose(x, (*lead, *rest, *axes))
+    image = writer.reshape(turned, (batch, channels, prod(shape[d] for d in axes), 1))
+    return writer.add(pool, (image,), (batch, channels, 1, 1))
+
+
+def _log_softmax(writer: Rewriter) -> bool:
+    shares = writer.unary("Softmax", writer.input(0), **dict(writer.node.attributes))
+    writer.unary("Log", shares, writer.output(0))
+    return True
+
+
+def _mish(writer: Rewriter) -> bool:
+    gate = writer.unary("Tanh", writer.unary("Softplus", writer.input(0)))
+    writer.binary("Mul", writer.input(0), gate, writer.output(0))
     return True
 
 
 STANDARD: Mapping[str, Rule] = {
-    "Einsum": _einsum,
-    "Pad": _pad,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Sum": _many("Add"),
     "Min": _many("Min"),
     "Max": _many("Max"),
     "Gather": _pick,
-    "ConvTranspose": _transposed_conv,
+    "Tile": _tile,
+    "Where": _where,
+    "LogSoftmax": _log_softmax,
+    "Mish": _mish,
+    "ReduceMean": _reduction("mean"),
+    "ReduceSum": _reduction("sum"),
+    "ReduceMax": _reduction("max"),
+    "ReduceL2": _reduction("l2"),
+    "ReduceSumSquare": _reduction("square"),
 }
