@@ -82,7 +82,7 @@ def side(run: Profiled | Path) -> Side:
         data = json.loads(found[1]) if found else None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise OutputError(f"{run}: holds no complete run ({error}); profile the model again") from error
-    if not isinstance(summary, dict) or not isinstance(data, dict):
+    if not (isinstance(summary, dict) and isinstance(data, dict) and data.get("runs") and data.get("layers")):
         raise OutputError(f"{run}: report.html holds no data of a run; profile the model again")
     return Side(summary=summary, data=data)
 

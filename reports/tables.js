@@ -126,5 +126,6 @@ class LayerTable {
 function sumUp(rows) {
   const total = {};
   for (const key of SUMMED) total[key] = rows.reduce((sum, row) => sum + row[key], 0);
+  total.mac_share = rows.reduce((sum, row) => sum + row.mac_share * row.busy_ps, 0) / Math.max(1, total.busy_ps);
   return total;
 }

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ WIDTHS, SCHEMES = (1440, 390), ("light", "dark")
 
 def open_browser() -> Any:
     """A headless chromium with a new profile."""
-    from selenium import webdriver
+    webdriver: Any = import_module("selenium.webdriver")
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
