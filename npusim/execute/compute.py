@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from npusim.errors import BadInputError, NpusimError
 from npusim.execute.blocks import Array, Block, aligned_copy, joined, merge_heads
 from npusim.execute.functions import UnsupportedError, binary, unary
 from npusim.execute.kernels_product import conv, linear, matmul, spatial_of
@@ -291,20 +292,33 @@ def _gather(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:
     """Rows were brought by the load; their scales follow the indices."""
     rows = reads[PARAMETERS][0]
     form = run.formats[layer.operands[1].parts[0].tensor]
+    wanted = wanted_rows(run.graph, layer, reads[X], out)
     if isinstance(form.scale, np.ndarray):
-        wanted = wanted_rows(run.graph, layer, reads[X], out)
         scales = form.scale[wanted].reshape(*rows.data.shape[:3], 1)
         return np.asarray(rows.data * scales, dtype=np.float32)
     return decode(rows.data, form)
 
 
 def wanted_rows(graph: Graph, layer: Layer, index: Sequence[Block], out: TensorBox) -> Array:
-    """Table rows that the output rows of a gather need (negative indices count from the end)."""
+    """Table rows that the output rows of a gather need (negative indices count from the end).
+
+    Raises:
+        NpusimError: the blocks do not hold the whole index, or an index points outside the table.
+    """
     flat = joined([b.data for b in index]).ravel().astype(np.int64)
     shape = graph.tensors[layer.output].shape
     first = (out.offset[0] * shape[1] + out.offset[1]) * shape[2] + out.offset[2]
     chosen = flat[first : first + prod(out.shape[:3])]
     total = graph.tensors[layer.operands[1].parts[0].tensor].shape[2]
+    if flat.size != prod(shape[:3]):
+        raise NpusimError(
+            f"layer '{layer.name}' needs {prod(shape[:3])} indices and finds {flat.size}; the Program is wrong"
+        )
+    if chosen.size and (chosen.min() < -total or chosen.max() >= total):
+        raise BadInputError(
+            f"layer '{layer.name}': indices from {chosen.min()} to {chosen.max()}, its table has {total} rows; "
+            f"give indices below {total}"
+        )
     return np.where(chosen < 0, chosen + total, chosen)
 
 

@@ -87,7 +87,9 @@ class _Run:
         self.graph, self.program, self.numbers = graph, program, numbers
         stored = pack(graph, inputs, numbers.formats)
         types = {name: numbers.formats[name].numpy for name in graph.tensors}
-        types.update({f"{x.name}:rows": types[x.operands[1].parts[0].tensor] for x in graph.layers if x.op == "gather"})
+        types.update(
+            {f"{x.name}:rows": types[x.operands[1].parts[0].tensor] for x in graph.layers if x.op == "gather"}
+        )
         dtypes = program_dtypes(program, types)
         self.memory = Memory(
             program,
@@ -171,4 +173,3 @@ class _Run:
 
     def _box(self, access: int) -> TensorBox:
         return TensorBox(self._names[access], self._offset[access], self._shape[access])
-

@@ -18,7 +18,13 @@ from .conftest import NETWORKS, Case
 Cases = Callable[[str], Case]
 
 #: Enough for the smallest pieces of every network, far too little for whole layers.
-TIGHT = {"self_attention": 3072, "self_attention_batch2": 3072, "group_norm_skip": 6144, "grouped": 4096, "conv_silu_conv": 6144}
+TIGHT = {
+    "self_attention": 3072,
+    "self_attention_batch2": 3072,
+    "group_norm_skip": 6144,
+    "grouped": 4096,
+    "conv_silu_conv": 6144,
+}
 
 
 def tight(name: str, tiles: str = "auto") -> int:
