@@ -14,7 +14,7 @@ from npusim.reports.engines import engines
 from npusim.reports.events import event_columns, gangs, quantum_ps, slices
 from npusim.reports.layers import LayerFigures, layer_figures, layer_rows
 from npusim.reports.markup import assemble, embed
-from npusim.reports.memory import add_memory_columns
+from npusim.reports.memory import add_memory_columns, bandwidth, sram
 from npusim.reports.roofline import roofline
 from npusim.reports.sections import (
     critical_section,
@@ -28,8 +28,9 @@ from npusim.reports.sections import (
     timeline_section,
 )
 from npusim.reports.source import Profiled, planned_trace
-from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT
+from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT, Figure
 from npusim.reports.tiles import curves
+from npusim.reports.timeline import timeline
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -129,6 +130,19 @@ def layer_columns(profile: Profiled, figures: LayerFigures) -> dict[str, list[An
     found["mac_share"] = np.round(figures.mac_utilization, 6).tolist()
     found["critical_ps"], found["busy_ps"] = figures.critical_ps.tolist(), figures.busy_ps.tolist()
     return found
+
+
+def figures(profile: Profiled) -> dict[str, Figure]:
+    """Every figure of a run as a plain description, by name (for `figure`): what the page draws, for notebooks."""
+    program, trace, plan = profile.program, planned_trace(profile), profile.plan
+    return {
+        "timeline": timeline(program, trace),
+        "sram": sram(plan, program, trace),
+        "bandwidth": bandwidth(plan, trace),
+        "engines": engines(program, trace),
+        "roofline": roofline(profile, layer_figures(profile)),
+        **{f"tiles: {curve['name']}": curve["figure"] for curve in curves(profile.summary)},
+    }
 
 
 def figure(description: dict[str, Any]) -> go.Figure:
