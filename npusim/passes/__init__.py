@@ -9,6 +9,8 @@ from npusim.passes.fold import fold_constants
 from npusim.passes.fuse import fuse_layers
 from npusim.passes.order import order_nodes
 from npusim.passes.patterns import fuse_patterns
+from npusim.passes.rewrite import spell_out
+from npusim.passes.rewrite_standard import LATE
 
 __all__ = ["to_layers"]
 
@@ -19,4 +21,5 @@ def to_layers(model: OnnxModel) -> Graph:
     Raises:
         ModelError: a shape is unknown, or a node cannot be placed.
     """
-    return fuse_layers(canonicalize(order_nodes(fuse_patterns(fold_constants(model)))))
+    fused = spell_out(fuse_patterns(fold_constants(model)), LATE)
+    return fuse_layers(canonicalize(order_nodes(fused)))

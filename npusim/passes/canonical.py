@@ -61,7 +61,7 @@ def _input_groups(rank: int, *, image: bool) -> Groups:
     """How an input is stored: images channels last, other values of rank 4 as they are, the rest as rows."""
     if rank == 4 and not image:
         return ((0,), (1,), (2,), (3,))
-    return default_groups(rank, image=image and rank >= 4)
+    return default_groups(rank, image=image)
 
 
 def _finish(builder: Builder) -> Graph:

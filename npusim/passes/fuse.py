@@ -219,7 +219,31 @@ def _geglu_layer(state: _State, position: int, product: Layer, gate: Operand, va
     return merged
 
 
-_FUSIONS: tuple[Callable[[_State, int], bool], ...] = (_merge_geglu, _merge_elementwise)
+def _hoist_scales(state: _State, position: int) -> bool:
+    """Constant factors of the operands of a product of activations become factors of the product."""
+    product = state.layers[position]
+    if product is None or product.op != "matmul" or product.epilogue:
+        return False
+    for index, operand in enumerate(product.operands[:2]):
+        at = _sole_producer(state, operand, position)
+        scale = state.layers[at] if at is not None else None
+        if (
+            scale is None
+            or at is None
+            or scale.op != "elementwise"
+            or scale.attributes["function"] != "scale"
+        ):
+            continue
+        source = replace(scale.operands[0], role=operand.role)
+        operands = tuple(source if i == index else o for i, o in enumerate(product.operands))
+        factor = Epilogue("scale", value=float(scale.attributes["value"]))
+        sources = tuple(dict.fromkeys((*scale.sources, *product.sources)))
+        product = replace(product, operands=operands, epilogue=(*product.epilogue, factor), sources=sources)
+        state.replace(position, product, gone=at)
+    return bool(product.epilogue)
+
+
+_FUSIONS: tuple[Callable[[_State, int], bool], ...] = (_merge_geglu, _merge_elementwise, _hoist_scales)
 
 
 def _group_attention(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

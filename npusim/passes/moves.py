@@ -47,8 +47,13 @@ def _concat(builder: Builder, node: Node) -> bool:
         builder.views[node.outputs[0]] = joined
         return True
     rank = len(builder.shape(node.outputs[0]))
-    groups = default_groups(rank, image=False)
+    image = rank >= 4 and axis == 1  # channels of images join as columns
+    groups = default_groups(rank, image=image)
     moved = [builder.arranged(node, v, groups) for v in views]
+    joined = concat_cols(moved, axis)
+    if joined is not None:
+        builder.views[node.outputs[0]] = joined
+        return True
     builder.emit(
         node, "copy", [operand("x" if i == 0 else "residual", v) for i, v in enumerate(moved)],
         stored("", builder.shape(node.outputs[0]), groups), suffix="concat",

@@ -216,9 +216,47 @@ def _guarded_softmax(index: _Index, check: Node) -> _Match | None:
     )
 
 
+def _padded_conv(index: _Index, pad: Node) -> _Match | None:
+    """Zero padding of an image, then a convolution that pads by itself as well."""
+    conv = index.sole_user(pad.outputs[0], "Conv")
+    if (
+        conv is None
+        or conv.inputs[0] != pad.outputs[0]
+        or conv.attributes.get("auto_pad", "NOTSET") != "NOTSET"
+    ):
+        return None
+    sizes = _zero_padding(index, pad)
+    spatial = len(index.shape(pad.inputs[0])) - 2
+    own = conv.attributes.get("pads", (0,) * (2 * spatial))
+    if sizes is None or len(sizes) != 2 * (spatial + 2) or len(own) != 2 * spatial:
+        return None
+    low, high = sizes[: spatial + 2], sizes[spatial + 2 :]
+    if any((*low[:2], *high[:2])):
+        return None
+    pads = tuple(a + b for a, b in zip(own, (*low[2:], *high[2:]), strict=True))
+    inputs = (pad.inputs[0], *conv.inputs[1:])
+    return _composite("Conv", (pad, conv), inputs, **{**conv.attributes, "pads": pads})
+
+
+def _zero_padding(index: _Index, pad: Node) -> tuple[int, ...] | None:
+    """Sizes that Pad adds before and after each dimension, if it adds zeros; else None."""
+    if pad.attributes.get("mode", "constant") != "constant" or pad.attributes.get("value", 0.0) != 0.0:
+        return None
+    if len(pad.inputs) > 3 or (len(pad.inputs) > 2 and pad.inputs[2] and index.scalar(pad.inputs[2]) != 0.0):
+        return None
+    if len(pad.inputs) < 2:
+        sizes = pad.attributes.get("pads", ())
+    else:
+        data = index.model.constants.get(pad.inputs[1])
+        sizes = () if data is None else data.ravel().tolist()
+    found = tuple(int(s) for s in sizes)
+    return found if found and min(found) >= 0 else None
+
+
 _MATCHERS: Mapping[str, tuple[Callable[[_Index, Node], _Match | None], ...]] = {
     "Sigmoid": (_silu,),
     "Erf": (_gelu,),
+    "Pad": (_padded_conv,),
     "IsNaN": (_guarded_softmax,),
     "InstanceNormalization": (_group_norm,),
 }

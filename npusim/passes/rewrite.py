@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npusim.onnx_reader import Array, Node, Value
+from npusim.onnx_reader import Array, Node, OnnxModel, Value
 
 #: Subtracted from scores that must not be attended to, where a mask is computed at run time; exp(-1e4) is 0 in any format.
 NEVER = 1e4
@@ -129,3 +129,13 @@ def rewrite(
         return (node,)
     writer = Rewriter(node=node, values=values, constants=constants, initializers=initializers)
     return tuple(writer.nodes) if rule(writer) else (node,)
+
+
+def spell_out(model: OnnxModel, rules: Mapping[str, Rule]) -> OnnxModel:
+    """The model with every node that a rule applies to replaced by its spelling."""
+    if not any(node.op in rules for node in model.nodes):
+        return model
+    values, constants = dict(model.values), dict(model.constants)
+    nodes = [n for node in model.nodes for n in rewrite(rules, node, values, constants, model.initializers)]
+    initializers = model.initializers | constants.keys()
+    return model.evolve(nodes=tuple(nodes), values=values, constants=constants, initializers=initializers)

@@ -198,6 +198,9 @@ def _mish(writer: Rewriter) -> bool:
     return True
 
 
+#: Spelled out only where no pattern took it in (padding joins a convolution).
+LATE: Mapping[str, Rule] = {"Pad": _pad}
+
 STANDARD: Mapping[str, Rule] = {
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
