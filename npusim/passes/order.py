@@ -18,11 +18,9 @@ def order_nodes(model: OnnxModel) -> OnnxModel:
     producer = {output: i for i, node in enumerate(nodes) for output in node.outputs}
     depths = _depths(nodes, producer)
     before = [[producer[i] for i in node.inputs if i in producer] for node in nodes]
-    first: set[int] = set()
     for scores, values in _attentions(nodes, producer):
         if depths[values] < depths[scores]:  # never a cycle: every edge leads to a greater depth
             before[scores].append(values)
-            first.add(values)
     placed: set[int] = set()
     order: list[int] = []
     stack = [producer[output] for output in reversed(model.outputs) if output in producer]
@@ -30,7 +28,7 @@ def order_nodes(model: OnnxModel) -> OnnxModel:
         position = stack[-1]
         waiting = [] if position in placed else [i for i in before[position] if i not in placed]
         if waiting:
-            stack.append(max(waiting, key=lambda i: (i in first, depths[i])))  # the first of equals
+            stack.append(max(waiting, key=lambda i: depths[i]))  # the first of equals
             continue
         stack.pop()
         if position not in placed:
