@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from npusim import cli_models, cli_runs
+from npusim.cli_options import one_of, parse_dims, parse_shapes
 from npusim.errors import BadInputError, CheckFailedError, NpusimError
 from npusim.training.cli import app as training_app
 
@@ -48,12 +49,6 @@ def _fail(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
-    if value not in allowed:
-        raise BadInputError(f"{option} is '{value}'; allowed are {', '.join(allowed)}")
-    return value
-
-
 def _parse_tiles(text: str) -> tuple[str, dict[str, int]]:
     """`auto`, `sram`, `none` or a count, then `SEGMENT=N` pins, separated by commas."""
     rule, pins = "auto", {}
@@ -70,20 +65,6 @@ def _parse_tiles(text: str) -> tuple[str, dict[str, int]]:
         else:
             rule = part
     return rule, pins
-
-
-def _parse_sizes(items: list[str], option: str) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for item in items:
-        name, equals, text = item.rpartition("=")
-        sizes = text.split("x")
-        if not equals or not name or not all(s.isdigit() and int(s) > 0 for s in sizes):
-            example = "sample=1x4x64x64" if option == "--shape" else "batch=2"
-            raise BadInputError(
-                f"{option} is '{item}'; it takes NAME=SIZES with sizes from 1, e.g. {option} {example}"
-            )
-        found[name] = [int(s) for s in sizes]
-    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -122,11 +103,10 @@ def profile(
 ) -> None:
     """Plan and simulate a network; write the run directory and print one screen."""
     rule, pins = _parse_tiles(tiles)
-    _one_of(segments, _SEGMENTS, "--segments")
-    _one_of(precision, _PRECISIONS, "--precision")
-    _one_of(policy, _POLICIES, "--policy")
-    shapes = _parse_sizes(shape or [], "--shape")
-    dims = {name: sizes[0] for name, sizes in _parse_sizes(dim or [], "--dim").items()}
+    one_of(segments, _SEGMENTS, "--segments")
+    one_of(precision, _PRECISIONS, "--precision")
+    one_of(policy, _POLICIES, "--policy")
+    shapes, dims = parse_shapes(shape), parse_dims(dim)
     import gc
 
     gc.disable()  # a short life that frees next to nothing: collecting cycles would cost a tenth of the time
@@ -196,7 +176,7 @@ def reproduce(
     table: Annotated[int | None, typer.Option(help="6 or 7; default both.")] = None,
 ) -> None:
     """The paper's tables, ours beside theirs, computed on the spot."""
-    _one_of(paper, ("edgefusion",), "the paper")
+    one_of(paper, ("edgefusion",), "the paper")
     if table not in (None, 6, 7):
         raise BadInputError(f"--table is {table}; allowed are 6, 7")
     from rich.console import Console
@@ -208,5 +188,7 @@ def reproduce(
 
 app.command("compare")(cli_runs.compare)
 app.command("check")(cli_runs.check)
+app.command("quantize")(cli_runs.quantize)
+app.command("run")(cli_runs.execute)
 app.add_typer(cli_models.app, name="models")
 app.add_typer(training_app, name="train")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from npusim.cli_options import one_of, parse_dims, parse_shapes
 from npusim.errors import BadInputError, CheckFailedError
+
+if TYPE_CHECKING:
+    from npusim.execute.compare import LayerLoss
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 
@@ -73,3 +78,99 @@ def check(
     if found:
         raise CheckFailedError(f"{run}: " + "; ".join(v.sentence() for v in found))
     typer.echo(f"{run}: within its limits")
+
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", help="The ONNX file, with its weights, that was profiled.")
+]
+ShapeOption = Annotated[list[str] | None, typer.Option(help="Size of an input: NAME=1x4x64x64, as profiled.")]
+DimOption = Annotated[
+    list[str] | None, typer.Option(help="Size of a symbolic dimension: NAME=2, as profiled.")
+]
+
+
+def quantize(
+    run: RunArgument,
+    model: ModelOption,
+    calibration: Annotated[
+        Path | None, typer.Option(help="An .npz of inputs (default: seeded ones).")
+    ] = None,
+    method: Annotated[str, typer.Option(help="auto, minmax, percentile or mse.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Determines seeded inputs.")] = 0,
+    shape: ShapeOption = None,
+    dim: DimOption = None,
+) -> None:
+    """Measure activation ranges on real weights; write scales.npz beside the plan."""
+    from npusim.deployment import SCALES_FILE, quantize_directory
+
+    one_of(method, ("auto", "minmax", "percentile", "mse"), "--method")
+    shapes, dims = parse_shapes(shape), parse_dims(dim)
+    found = quantize_directory(
+        run, model, calibration=calibration, method=method, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
+    )  # fmt: skip
+    _print_notes(found.notes)
+    typer.echo(f"wrote {run / SCALES_FILE}: {len(found.scales or {})} scales")
+
+
+def execute(
+    run: RunArgument,
+    model: ModelOption,
+    inputs: Annotated[
+        Path | None, typer.Option(help="An .npz with one array per input (default: seeded).")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare with onnxruntime in FP32.")] = False,
+    order: Annotated[
+        str, typer.Option(help="serial, or random: any order that the dependencies allow.")
+    ] = "serial",
+    seed: Annotated[int, typer.Option(help="Determines the random order and seeded inputs.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="An .npz for the outputs.")] = None,
+    shape: ShapeOption = None,
+    dim: DimOption = None,
+) -> None:
+    """Execute exactly the commands that were simulated, on real weights."""
+    from npusim.deployment import run_directory
+
+    one_of(order, ("serial", "random"), "--order")
+    shapes, dims = parse_shapes(shape), parse_dims(dim)
+    result = run_directory(
+        run, model, inputs=inputs, verify=verify, order=order, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
+    )  # fmt: skip
+    _print_notes(result.notes)
+    for name, values in result.outputs.items():
+        typer.echo(
+            f"{name}: {list(values.shape)}, from {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}"
+        )
+    for name, close in result.closeness.items():
+        typer.echo(
+            f"  against onnxruntime in FP32: SQNR {close.sqnr_db:.1f} dB, cosine {close.cosine:.6f}, "
+            f"largest error {close.max_error:.3g} ({close.relative_error:.2g} of the largest value of {name})"
+        )
+    _print_losses(result.layers)
+    if out is not None:
+        from npusim.run_directory import write_aside
+
+        write_aside(out, lambda path: _save(path, result.outputs))
+        typer.echo(f"wrote {out}")
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}")
+
+
+def _print_losses(layers: Sequence[LayerLoss]) -> None:
+    """The layers after which the relative noise has grown most."""
+    worst = sorted((x for x in layers if x.own_noise_db > 0), key=lambda x: -x.own_noise_db)[:5]
+    if worst:
+        typer.echo("layers that lose most (noise added, SQNR after):")
+    for loss in worst:
+        typer.echo(
+            f"  {loss.own_noise_db:6.1f} dB  {loss.closeness.sqnr_db:6.1f} dB  {loss.op:10} {loss.name}"
+        )
+
+
+def _save(path: Path, outputs: Mapping[str, object]) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.savez(file, **outputs)  # type: ignore[arg-type]
