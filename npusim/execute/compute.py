@@ -257,7 +257,7 @@ def _elementwise(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Ar
 
 
 def _softmax(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:
-    return softmax(run._value(reads[X]))
+    return softmax(run._value(reads[X]), zero_if_masked=bool(layer.attributes.get("zero_if_masked")))
 
 
 def _layer_norm(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:

@@ -125,6 +125,9 @@ UNARY: Mapping[str, Callable[[Array, Mapping[str, Any]], Array]] = {
     "cast": _cast,
     "clip": _clip,
     "not": lambda x, a: (x == 0).astype(np.float32),
+    "round": lambda x, a: np.rint(x),
+    "sign": lambda x, a: np.sign(x),
+    "swish": lambda x, a: x * sigmoid(np.float32(a.get("alpha", 1.0)) * x),
     "scale": lambda x, a: x * np.float32(a["value"]),
 }
 
@@ -138,7 +141,10 @@ BINARY: Mapping[str, Callable[[Array, Array], Array]] = {
     "max": lambda x, y: np.maximum(x, y),
     "equal": lambda x, y: (x == y).astype(np.float32),
     "greater": lambda x, y: (x > y).astype(np.float32),
+    "greater_equal": lambda x, y: (x >= y).astype(np.float32),
     "less": lambda x, y: (x < y).astype(np.float32),
+    "less_equal": lambda x, y: (x <= y).astype(np.float32),
+    "xor": lambda x, y: ((x != 0) != (y != 0)).astype(np.float32),
     "and": lambda x, y: ((x != 0) & (y != 0)).astype(np.float32),
     "or": lambda x, y: ((x != 0) | (y != 0)).astype(np.float32),
     "prelu": lambda x, y: np.where(x < 0, x * y, x),

@@ -14,12 +14,13 @@ from npusim.graph import Shape4
 from npusim.lower.geometry import resize_taps
 
 
-def softmax(x: Array) -> Array:
-    """Each row's exponentials over their sum."""
-    shifted: Array = x - x.max(axis=3, keepdims=True)
-    np.exp(shifted, out=shifted)
-    shifted /= shifted.sum(axis=3, keepdims=True)
-    return shifted
+def softmax(x: Array, *, zero_if_masked: bool = False) -> Array:
+    """Each row's exponentials over their sum; a row that is all minus infinity (masked) gives NaN, or zeros on request."""
+    with np.errstate(invalid="ignore"):
+        shifted: Array = x - x.max(axis=3, keepdims=True)
+        np.exp(shifted, out=shifted)
+        shifted /= shifted.sum(axis=3, keepdims=True)
+    return np.nan_to_num(shifted, copy=False, nan=0.0) if zero_if_masked else shifted
 
 
 def layer_norm(x: Array, scale: Array | None, bias: Array | None, epsilon: float) -> Array:

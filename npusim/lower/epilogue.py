@@ -52,7 +52,7 @@ def _second_operand(
     boxes = list(operand_boxes(low.graph.tensors, operand, band, chosen))
     kind = low.graph.tensors[operand.parts[0].tensor].kind
     role = "weight" if kind == "weight" else ("spill" if kind == "intermediate" else "other")
-    key = tuple((b.tensor, b.offset) for b in boxes)
+    key = tuple((b.tensor, b.offset, b.shape) for b in boxes)
     return low.fetch(
         rings.get(f"aux{index}"), key, boxes, low.layer_id(layer), role, segment=segment, tile=tile
     )

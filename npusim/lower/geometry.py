@@ -119,7 +119,8 @@ def _coordinates(mode: str, size: int, count: int, scale: float) -> npt.NDArray[
     """Where each output position lies in the input."""
     out = np.arange(count, dtype=np.float64)
     if mode == "align_corners":
-        return out * ((size - 1) / (count - 1)) if count > 1 else out
+        length = scale * size
+        return out * ((size - 1) / (length - 1)) if length != 1 else out * 0
     if mode == "asymmetric":
         return out / scale
     if mode == "pytorch_half_pixel" and count == 1:

@@ -63,7 +63,7 @@ def _fetch_band(
     ring = rings.get("x" if number == 0 else f"aux{number}")
     kind = low.graph.tensors[operand.parts[0].tensor].kind
     role = "weight" if kind == "weight" else roles.load
-    key = tuple((b.tensor, b.offset) for b in boxes)
+    key = tuple((b.tensor, b.offset, b.shape) for b in boxes)
     return low.fetch(ring, key, boxes, low.layer_id(layer), role, tile=tile)
 
 

@@ -47,7 +47,7 @@ def fold_constants(model: OnnxModel) -> OnnxModel:
                 renamed[spelled.outputs[0]] = source
                 continue
             kept.append(spelled)
-    used = {i for n in kept for i in n.inputs}
+    used = {i for n in kept for i in n.inputs} | set(model.outputs)
     return model.evolve(
         nodes=_live_nodes(kept, model.outputs),
         values=values,

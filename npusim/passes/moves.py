@@ -41,16 +41,18 @@ def _transpose(builder: Builder, node: Node) -> bool:
 
 def _concat(builder: Builder, node: Node) -> bool:
     axis = node.attributes["axis"] % len(builder.shape(node.outputs[0]))
-    views = [builder.view(i) for i in node.inputs if prod(builder.shape(i))]
-    joined = concat_cols(views, axis)
-    if joined is not None:
-        builder.views[node.outputs[0]] = joined
-        return True
+    values = [i for i in node.inputs if prod(builder.shape(i))]
     rank = len(builder.shape(node.outputs[0]))
-    image = rank >= 4 and axis == 1  # channels of images join as columns
-    groups = default_groups(rank, image=image)
-    moved = [builder.arranged(node, v, groups) for v in views]
-    joined = concat_cols(moved, axis)
+    joined = None
+    if not any(builder.is_constant(i) for i in values):
+        joined = concat_cols([builder.view(i) for i in values], axis)
+    if joined is None and rank >= 4 and axis == 1:  # channels of images join as columns
+        images = default_groups(rank, image=True)
+        joined = concat_cols([builder.placed(node, i, images) for i in values], axis)
+    groups = default_groups(rank, image=False)
+    if joined is None:
+        moved = [builder.placed(node, i, groups) for i in values]
+        joined = concat_cols(moved, axis)
     if joined is not None:
         builder.views[node.outputs[0]] = joined
         return True
@@ -119,8 +121,17 @@ def _expand(builder: Builder, node: Node) -> bool:
     return True
 
 
+def _same(builder: Builder, node: Node) -> bool:
+    """Identity, and Dropout outside training: another name for the value."""
+    if len([o for o in node.outputs if o]) != 1 or (len(node.inputs) > 2 and builder.scalar(node.inputs[2]) != 0.0):
+        return False
+    builder.views[node.outputs[0]] = builder.view(node.inputs[0])
+    return True
+
+
 #: Handlers by operator type: True if the node became layers or views.
 MOVES: Mapping[str, Callable[[Builder, Node], bool]] = {
     "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape,
     "Transpose": _transpose, "Concat": _concat, "Split": _split, "Slice": _slice, "Expand": _expand,
+    "Identity": _same, "Dropout": _same,
 }  # fmt: skip

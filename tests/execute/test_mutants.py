@@ -210,7 +210,6 @@ def test_every_mutant_is_caught_or_proven_equivalent(cases: Cases, name: str) ->
         )
         verdicts[verdict] += 1
     assert verdicts["verifier"] > MUTANTS_EACH // 3
-    print(name, dict(verdicts))
 
 
 @pytest.mark.parametrize("name", ["self_attention", "conv_silu_conv", "group_norm_skip"])
