@@ -87,9 +87,9 @@ class Net:
     def proto(self) -> Any:
         """The model."""
         graph = helper.make_graph(self.nodes, "net", self.inputs, self.outputs, self.initializers)
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", self.opset)], producer_name="tests"
-        )
+        domains = sorted({n.domain for n in self.nodes if n.domain})
+        imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in domains)]
+        return helper.make_model(graph, opset_imports=imports, producer_name="tests")
 
     def bytes(self) -> bytes:
         """The model, serialized."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from npusim import api
@@ -20,6 +19,7 @@ from npusim.lower import lower
 from npusim.plan import PLAN_SCHEMA, load_plan, parse_plan, plan_schema
 
 Net = Any
+jsonschema: Any = pytest.importorskip("jsonschema")
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "plan.schema.json"
 
 
@@ -62,7 +62,8 @@ def test_the_plan_validates_against_its_schema(found: api.Profile) -> None:
 
 def test_the_schema_refuses_what_is_no_plan(found: api.Profile) -> None:
     data = json.loads(found.plan.to_json())
-    for spoil in ({"surprise": 1}, {"tensors": 3}, {"options": {}}):
+    spoiled: tuple[dict[str, Any], ...] = ({"surprise": 1}, {"tensors": 3}, {"options": {}})
+    for spoil in spoiled:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**data, **spoil}, plan_schema())
 
