@@ -133,7 +133,7 @@ def choose_scales(
     kinds = {t.name: dtypes[t.name] for t in graph.of_kind("input")}
     certain: set[str] = set()
     for layer in graph.layers:
-        kinds.update({key: dtypes[layer.output] for key in stage_keys(layer)})
+        kinds.update(dict.fromkeys(stage_keys(layer), dtypes[layer.output]))
         if layer.op == "softmax" and not layer.epilogue:
             certain.add(layer.output)
     found = {}
@@ -159,8 +159,8 @@ def seeded_inputs(
 ) -> Iterator[dict[str, Array]]:
     """Inputs drawn from a seed, one set per timestep.
 
-    Scalars are timesteps, indices are drawn from their table, masks are ones, everything else is standard normal (our assumption: latents are
-    scaled so, and text embeddings nearly are).
+    Scalars are timesteps, indices are drawn from their table, masks are ones, everything else is standard normal
+    (our assumption: latents are scaled so, and text embeddings nearly are).
     """
     drawn = np.random.default_rng(seed)
     tables = _table_rows(graph)

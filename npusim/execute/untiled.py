@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from npusim.execute.blocks import Array, Block
-from npusim.execute.compute import OUT, PARAMETERS, STATISTICS, X, Compute, wanted_rows
+from npusim.execute.compute import OUT, PARAMETERS, STATISTICS, Compute, X, wanted_rows
 from npusim.execute.formats import Numbers
 from npusim.execute.stages import MAIN, gate_position, stage_after
 from npusim.execute.windows import pack, unpack
