@@ -82,6 +82,8 @@ def sram_occupancy(program: Program, trace: Trace) -> tuple[Ints, Ints]:
 
 def _address_union(address: Ints, size: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
     """Occupied bytes over time, where ranges that overlap in address and time count once (they share a start here)."""
+    if not len(address):
+        return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     order = np.lexsort((first, address))
     a, s, f, e = address[order], size[order], first[order], last[order]
     for i in range(1, len(a)):

@@ -169,6 +169,13 @@ class Builder:
         )
         return self.views.pop(moved)
 
+    def placed(self, node: Node, value: str, groups: Groups) -> View:
+        """The value stored as `groups` says: a constant is laid out so before deployment, other data is moved if need be."""
+        if not self.is_constant(value):
+            return self.arranged(node, self.view(value), groups)
+        shape = self.shape(value)
+        return stored(self.weight(value, shape, groups), shape, groups)
+
 
 def operand(role: str, view: View) -> Operand:
     """The operand that reads all columns of a view."""

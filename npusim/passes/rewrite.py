@@ -10,7 +10,7 @@ import numpy as np
 
 from npusim.onnx_reader import Array, Node, OnnxModel, Value
 
-#: Subtracted from scores that must not be attended to, where a mask is computed at run time; exp(-1e4) is 0 in any format.
+#: Subtracted from scores that must not be attended to: exp(-1e4) is 0 in any format, and unlike infinity it can be quantized.
 NEVER = 1e4
 
 

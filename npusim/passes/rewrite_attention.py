@@ -38,7 +38,7 @@ def _masked(writer: Rewriter, scores: str, mask: str) -> str:
     if writer.values[mask].dtype == "bool":
         data = writer.constants.get(mask)
         if data is not None:
-            mask = writer.constant(np.where(data, 0.0, -np.inf))
+            mask = writer.constant(np.where(data, 0.0, -NEVER))
         else:
             known = writer.unary("Cast", mask, to=1)
             shifted = writer.binary("Add", known, writer.constant(-1.0))
@@ -50,7 +50,7 @@ def _causal_mask(writer: Rewriter, scores: str) -> str | None:
     queries, keys = writer.shape(scores)[-2:]
     if queries * keys > _MASK_ELEMENTS:
         return None
-    return writer.constant(np.triu(np.full((queries, keys), -np.inf), k=1))
+    return writer.constant(np.triu(np.full((queries, keys), -NEVER), k=1))
 
 
 def _attend(

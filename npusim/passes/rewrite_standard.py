@@ -127,7 +127,7 @@ def _where(writer: Rewriter) -> bool:
             continue
         kept = mask.astype(bool) if keep else ~mask.astype(bool)
         if value <= -NEVER:
-            writer.binary("Add", other, writer.constant(np.where(kept, 0.0, value)), writer.output(0))
+            writer.binary("Add", other, writer.constant(np.where(kept, 0.0, -NEVER)), writer.output(0))
             return True
         if value == 0.0:
             writer.binary("Mul", other, writer.constant(kept), writer.output(0))

@@ -175,7 +175,7 @@ def concat_cols(views: Sequence[View], dim: int) -> View | None:
     """The values joined along one dimension, if it is all of the columns and all else agrees; else None."""
     rest = None
     for view in views:
-        if view.dims[dim] != view.axis_atoms(3) or not view.dims[dim]:
+        if view.dims[dim] != view.axis_atoms(3):
             return None
         others = [[view.atoms[i] for i in indices] for d, indices in enumerate(view.dims) if d != dim]
         layout = [a for a in view.atoms if a.axis != 3]
