@@ -86,7 +86,13 @@ class Net:
 
     def proto(self) -> Any:
         """The model."""
-        graph = helper.make_graph(self.nodes, "net", self.inputs, self.outputs, self.initializers)
+        foreign = [o for n in self.nodes if n.domain for o in n.output]  # nobody can infer their shapes
+        known = [helper.make_tensor_value_info(o, TensorProto.FLOAT, self.shapes[o]) for o in foreign]
+        outputs = {o.name for o in self.outputs}
+        graph = helper.make_graph(
+            self.nodes, "net", self.inputs, self.outputs, self.initializers,
+            value_info=[v for v in known if v.name not in outputs],
+        )  # fmt: skip
         domains = sorted({n.domain for n in self.nodes if n.domain})
         imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in domains)]
         return helper.make_model(graph, opset_imports=imports, producer_name="tests")
