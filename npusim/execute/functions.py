@@ -90,7 +90,7 @@ def _cast(x: Array, attributes: Mapping[str, Any]) -> Array:
     """Storage types are the plan's business; only what a cast does to values is done here."""
     to = attributes.get("to", 1)
     if to == _BOOL:
-        return (x != 0).astype(np.float32)
+        return np.asarray(x != 0, dtype=np.float32)
     return np.asarray(np.trunc(x)) if to in _INTEGERS else x
 
 

@@ -85,22 +85,22 @@ def _bounds(program: Program, sram_bytes: int) -> Iterator[Fault]:
             "bounds",
             f"{_who(program, int(table.command[access]))} touches a box outside buffer {table.buffer[access]}",
         )
-    for index in range(len(buffers.tensor)):
-        tensor = int(buffers.tensor[index])
+    for place in range(len(buffers.tensor)):
+        tensor = int(buffers.tensor[place])
         layout = Layout(*program.tensors.layout[tensor].tolist())
         need = stored_bytes(
-            tuple(buffers.shape[index].tolist()), layout, int(program.tensors.element_bytes[tensor])
+            tuple(buffers.shape[place].tolist()), layout, int(program.tensors.element_bytes[tensor])
         )
-        address, size = int(buffers.address[index]), int(buffers.stored_bytes[index])
+        address, size = int(buffers.address[place]), int(buffers.stored_bytes[place])
         if size < need:
-            yield Fault("bounds", f"buffer {index} has {size} bytes, its box needs {need}")
-        if address < 0 or (buffers.space[index] == SRAM and address + need > sram_bytes):
+            yield Fault("bounds", f"buffer {place} has {size} bytes, its box needs {need}")
+        if address < 0 or (buffers.space[place] == SRAM and address + need > sram_bytes):
             yield Fault(
                 "bounds",
-                f"buffer {index} occupies SRAM bytes {address} to {address + need}, there are {sram_bytes}",
+                f"buffer {place} occupies SRAM bytes {address} to {address + need}, there are {sram_bytes}",
             )
         if address % int(program.tensors.element_bytes[tensor]):
-            yield Fault("bounds", f"buffer {index} starts at byte {address}, inside an element")
+            yield Fault("bounds", f"buffer {place} starts at byte {address}, inside an element")
     yield from _dram_overlaps(program)
 
 

@@ -1,0 +1,1 @@
+"""Tests of the reference executor; helpers are imported relatively, hence a package."""
