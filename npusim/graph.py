@@ -35,12 +35,14 @@ class Packing:
         reshape, permutation, expand: sizes, order of dimensions, sizes after broadcasting.
         steps: what the model itself does first, in order: `("reshape", sizes)`, `("transpose", order)`,
             `("take", (axis, position, position ...))`, `("slice", (axis, start, stop, step))`.
+        dequantize: for integer constants, before all else: names of the scale and of the zero point (or ''), and the axis.
     """
 
     reshape: tuple[int, ...]
     permutation: tuple[int, ...]
     expand: tuple[int, ...]
     steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    dequantize: tuple[str, str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ import ast
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,18 @@ import onnx
 from onnx import numpy_helper, shape_inference
 
 from npusim.errors import ModelError
+from npusim.onnx_checks import (
+    MAX_DIM,
+    check_file_size,
+    check_graph,
+    check_location,
+    check_scales,
+    check_shape,
+    check_tensor,
+)
 
 #: Constants up to this many elements are kept as data; larger ones are weights and stay on disk.
 SMALL_ELEMENTS = 2048
-_MAX_DIM = 2**31
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 Array = npt.NDArray[Any]
@@ -107,6 +117,7 @@ def read_onnx(
     where = str(source) if isinstance(source, Path) else (name or "model")
     data = _load_bytes(source, where)
     proto = _parse(data, where)
+    check_graph(proto, source if isinstance(source, Path) else None, where)
     _bind_inputs(proto, shapes or {}, dims or {}, where)
     inferred = _infer(proto, where)
     default_name = source.stem if isinstance(source, Path) else "model"
@@ -124,6 +135,7 @@ def _load_bytes(source: Path | bytes, where: str) -> bytes:
         if source.is_dir():
             raise ModelError(f"{where}: is a folder; give the path of an .onnx file inside it")
         try:
+            check_file_size(source, where)
             data = source.read_bytes()
         except OSError as error:
             raise ModelError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
@@ -202,9 +214,9 @@ def _bind_one(value: Any, shape: Sequence[int] | None, dims: Mapping[str, int], 
                 f"{where}: input '{value.name}' has an unbound dimension {label}; "
                 f"give it with --dim {dim.dim_param or 'NAME'}=SIZE or --shape {value.name}=1x..."
             )
-        if not 0 < dim.dim_value < _MAX_DIM:
+        if not 0 < dim.dim_value < MAX_DIM:
             raise ModelError(
-                f"{where}: input '{value.name}' has size {dim.dim_value} in axis {i}; sizes from 1 to {_MAX_DIM - 1} are allowed"
+                f"{where}: input '{value.name}' has size {dim.dim_value} in axis {i}; sizes from 1 to {MAX_DIM - 1} are allowed"
             )
 
 
@@ -229,8 +241,13 @@ def _to_model(proto: onnx.ModelProto, name: str, sha256: str, where: str) -> Onn
     initializers = frozenset(i.name for i in graph.initializer)
     for info in (*graph.input, *graph.value_info, *graph.output):
         if info.name not in initializers:
-            values[info.name] = _read_value(info)
-    nodes = _sorted_nodes(tuple(_read_nodes(graph)), {*values, *initializers, ""} - _produced(graph), where)
+            value = values[info.name] = _read_value(info)
+            if value.shape is not None:
+                check_shape(value.shape, f"{where}: value '{info.name}'")
+    available = {*initializers, *(i.name for i in graph.input), ""}
+    nodes = _sorted_nodes(tuple(_read_nodes(graph, where)), available, where)
+    check_scales(nodes, constants, where)
+    _check_outputs(graph, available, where)
     return OnnxModel(
         name=name,
         nodes=nodes,
@@ -261,8 +278,13 @@ def _lift_constants(graph: Any) -> None:
         graph.node.extend(kept)
 
 
-def _produced(graph: Any) -> set[str]:
-    return {name for node in graph.node for name in node.output if name}
+def _check_outputs(graph: Any, available: set[str], where: str) -> None:
+    known = available.union(*(node.output for node in graph.node))
+    for output in graph.output:
+        if not output.name or output.name not in known:
+            raise ModelError(
+                f"{where}: output '{output.name}' is made by no node and is no input; export the model again"
+            )
 
 
 def _read_value(info: Any) -> Value:
@@ -282,15 +304,25 @@ def _read_initializers(graph: Any, where: str) -> tuple[dict[str, Value], dict[s
     constants: dict[str, Array] = {}
     for init in graph.initializer:
         shape = tuple(init.dims)
-        if any(d < 0 or d >= _MAX_DIM for d in shape):
-            raise ModelError(
-                f"{where}: initializer '{init.name}' has shape {list(shape)}; sizes from 0 to {_MAX_DIM - 1} are allowed"
-            )
+        held = check_tensor(init, _item_bytes(init.data_type), where)
         values[init.name] = Value(shape=shape, dtype=_dtype_name(init.data_type))
-        small = int(np.prod(shape, dtype=np.int64)) <= SMALL_ELEMENTS
-        if small and init.data_location != onnx.TensorProto.EXTERNAL:
+        if held and prod(shape) <= SMALL_ELEMENTS:
             constants[init.name] = _to_array(init, where)
     return values, constants
+
+
+def _item_bytes(data_type: int) -> int:
+    """Bytes of an element of a tensor type; 0 where elements are packed or of no fixed size."""
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(data_type)
+    except (KeyError, ValueError):
+        return 0
+    packed = "INT4" in onnx.TensorProto.DataType.Name(data_type) or dtype.kind in "OSU"
+    return (
+        0
+        if packed or dtype.itemsize == 0 or ("4" in dtype.name[-2:] and dtype.itemsize == 1)
+        else dtype.itemsize
+    )
 
 
 def _to_array(init: Any, where: str) -> Array:
@@ -302,12 +334,12 @@ def _to_array(init: Any, where: str) -> Array:
         ) from error
 
 
-def _read_nodes(graph: Any) -> Iterable[Node]:
+def _read_nodes(graph: Any, where: str) -> Iterable[Node]:
     seen: set[str] = set()
     for i, node in enumerate(graph.node):
         prefix = "" if node.domain in _STANDARD_DOMAINS else f"{node.domain}."
         name = node.name or f"{node.op_type}_{i}"
-        if name in seen:
+        while name in seen:
             name = f"{name}#{i}"
         seen.add(name)
         yield Node(
@@ -315,18 +347,26 @@ def _read_nodes(graph: Any) -> Iterable[Node]:
             name=name,
             inputs=tuple(node.input),
             outputs=tuple(node.output),
-            attributes={a.name: _read_attribute(a) for a in node.attribute},
+            attributes={a.name: _read_attribute(a, name, where) for a in node.attribute},
             scope=_scope(node),
             sources=(name,),
         )
 
 
-def _read_attribute(attribute: Any) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
+def _read_attribute(attribute: Any, node: str, where: str) -> Any:
+    try:
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            check_tensor(value, _item_bytes(value.data_type), where)
+            return numpy_helper.to_array(value)
+    except ModelError:
+        raise
+    except Exception as error:  # no type, an unknown type, data that does not fit its shape
+        raise ModelError(
+            f"{where}: attribute '{attribute.name}' of node '{node}' cannot be read; export the model again"
+        ) from error
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if attribute.type == onnx.AttributeProto.TENSOR:
-        return numpy_helper.to_array(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value)
     return value
@@ -360,18 +400,27 @@ def _sorted_nodes(nodes: tuple[Node, ...], available: set[str], where: str) -> t
                     f"{where}: value '{output}' is produced twice (again by node '{node.name}'); names must be unique"
                 )
             producer[output] = node
-    done, ordered, waiting = set(available), [], list(nodes)
-    while waiting:
-        blocked = []
-        for node in waiting:
-            if all(i in done for i in node.inputs):
-                ordered.append(node)
-                done.update(node.outputs)
-            else:
-                blocked.append(node)
-        if len(blocked) == len(waiting):
-            _raise_unsortable(blocked, producer, done, where)
-        waiting = blocked
+    needs = [{i for i in node.inputs if i not in available} for node in nodes]
+    readers: dict[str, list[int]] = {}
+    for position, needed in enumerate(needs):
+        for name in needed:
+            readers.setdefault(name, []).append(position)
+    missing = [len(needed) for needed in needs]
+    ready = [i for i, count in enumerate(missing) if not count]  # ascending: a heap
+    ordered: list[Node] = []
+    done = set(available)
+    while ready:
+        node = nodes[heappop(ready)]
+        ordered.append(node)
+        for output in filter(None, node.outputs):
+            done.add(output)
+            for reader in readers.get(output, ()):
+                missing[reader] -= 1
+                if not missing[reader]:
+                    heappush(ready, reader)
+    if len(ordered) < len(nodes):
+        blocked = [node for node, count in zip(nodes, missing, strict=True) if count]
+        _raise_unsortable(blocked, producer, done, where)
     return tuple(ordered)
 
 
@@ -479,24 +528,8 @@ def _stored_data(init: Any, model: Path, where: str) -> StoredData:
 
 def _beside(model: Path, location: str, name: str, where: str) -> Path:
     """The external data file, which must be an ordinary file inside the model's folder, reached without links."""
-    parts = location.replace("\\", "/").split("/")
-    if (
-        not location
-        or "\0" in location
-        or location.startswith(("/", "\\"))
-        or ".." in parts
-        or ":" in parts[0]
-    ):
-        raise ModelError(
-            f"{where}: the data of '{name}' lies at {location!r}; only files inside the model's folder are read"
-        )
-    file = model.parent
-    for part in parts:
-        file = file / part
-        if file.is_symlink():
-            raise ModelError(
-                f"{where}: the data of '{name}' lies behind the link {part!r}; put the file itself beside the model"
-            )
+    check_location(model.parent, location, name, where)
+    file = model.parent.joinpath(*location.replace("\\", "/").split("/"))
     if not file.is_file():
         raise ModelError(f"{where}: the weights file {location!r} is not there; put it beside the model")
     return file

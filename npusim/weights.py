@@ -30,7 +30,7 @@ class Weights:
         """
         tensor = self._graph.tensors[name]
         if tensor.normalization is None:
-            return packed(self._data(tensor.source), tensor, self.where)
+            return packed(self._dequantized(tensor), tensor, self.where)
         return packed(self._normalized(tensor, tensor.normalization), tensor, self.where)
 
     def _data(self, source: str) -> Array:
@@ -43,6 +43,18 @@ class Weights:
             f"{self.where}: holds no data for weight '{source}'; give the model with its weights"
         )
 
+    def _dequantized(self, tensor: Tensor) -> Array:
+        data = self._data(tensor.source)
+        if tensor.packing is None or tensor.packing.dequantize is None:
+            return data
+        scale_name, zero_name, axis = tensor.packing.dequantize
+        scale = self._data(scale_name).astype(np.float32)
+        zero = self._data(zero_name).astype(np.float32) if zero_name else np.zeros_like(scale)
+        if scale.ndim == 1 and data.ndim:
+            along = tuple(-1 if d == axis % data.ndim else 1 for d in range(data.ndim))
+            scale, zero = scale.reshape(along), zero.reshape(along)
+        return np.asarray((data.astype(np.float32) - zero) * scale)
+
     def _normalized(self, tensor: Tensor, norm: Normalization) -> Array:
         """A constant with a batch norm folded into it, computed in FP64."""
         scale, shift, mean, variance = (
@@ -52,7 +64,7 @@ class Weights:
         if norm.part == "factor":
             return np.asarray(factor)
         if norm.part == "weight":
-            weight = self._data(tensor.source).astype(np.float64)
+            weight = self._dequantized(tensor).astype(np.float64)
             return np.asarray(weight * factor.reshape(-1, *(1,) * (weight.ndim - 1)))
         bias = self._data(tensor.source).astype(np.float64) if tensor.source else 0.0
         return np.asarray((bias - mean) * factor + shift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from npusim.errors import ModelError, NpusimError
 from npusim.graph import Graph
 from npusim.onnx_reader import OnnxModel
 from npusim.passes.canonical import canonicalize
@@ -21,5 +22,15 @@ def to_layers(model: OnnxModel) -> Graph:
     Raises:
         ModelError: a shape is unknown, or a node cannot be placed.
     """
-    fused = spell_out(fuse_patterns(fold_constants(model)), LATE)
-    return fuse_layers(canonicalize(order_nodes(fused)))
+    try:
+        fused = spell_out(fuse_patterns(fold_constants(model)), LATE)
+        return fuse_layers(canonicalize(order_nodes(fused)))
+    except NpusimError:
+        raise
+    except (
+        Exception
+    ) as error:  # attributes and shapes that contradict each other in ways that no pass looks for
+        raise ModelError(
+            f"{model.name}: nodes contradict their operators' definitions ({type(error).__name__}: {error}); "
+            "check the model with onnx.checker and export it again"
+        ) from error

@@ -19,7 +19,8 @@ class Derived:
     """A constant that the model makes of one initializer by moving its elements."""
 
     source: str
-    steps: tuple[tuple[str, tuple[int, ...]], ...]
+    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    dequantize: tuple[str, str, int] | None = None
 
 
 @dataclass(slots=True)
@@ -97,8 +98,14 @@ class Builder:
         """
         order = tuple(d for group in groups for d in group)
         sizes = tuple(shape[d] for d in order) if expand is None else tuple(expand)
-        origin = self.derived.get(value, Derived(value, ()))
-        packing = Packing(reshape=tuple(shape), permutation=order, expand=sizes, steps=origin.steps)
+        origin = self.derived.get(value, Derived(value))
+        packing = Packing(
+            reshape=tuple(shape),
+            permutation=order,
+            expand=sizes,
+            steps=origin.steps,
+            dequantize=origin.dequantize,
+        )
         lengths = [len(g) for g in groups]
         bounds = [sum(lengths[:i]) for i in range(5)]
         axes = [prod(sizes[bounds[a] : bounds[a + 1]]) for a in range(4)]

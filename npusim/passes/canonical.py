@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from npusim.errors import ModelError
+from npusim.errors import ModelError, NpusimError
 from npusim.graph import Coverage, Graph, Tensor, Window
+from npusim.onnx_checks import check_shape
 from npusim.onnx_reader import Node, OnnxModel
 from npusim.passes.batch_norm import BATCH_NORM
 from npusim.passes.builder import Builder, operand
@@ -31,12 +32,31 @@ def canonicalize(model: OnnxModel) -> Graph:
         builder.add_tensor(name, view.storage_shape, "input", source=name, source_shape=shape)
         builder.views[name] = view
     for node in model.nodes:
-        if derive(builder, node):
-            continue
-        handler = _HANDLERS.get(node.op)
-        if handler is None or not handler(builder, node):
-            _unknown(builder, node)
+        try:
+            _place(builder, node)
+        except NpusimError:
+            raise
+        except Exception as error:  # attributes or shapes that contradict the operator's definition
+            raise ModelError(
+                f"{model.name}: node '{node.name}' ({node.op}) contradicts its operator's definition "
+                f"({type(error).__name__}: {error}); check the model with onnx.checker and export it again"
+            ) from error
     return _finish(builder)
+
+
+def _place(builder: Builder, node: Node) -> None:
+    for output in filter(None, node.outputs):
+        check_shape(builder.shape(output), f"{builder.model.name}: value '{output}' of node '{node.name}'")
+        if 0 in builder.shape(output):
+            raise ModelError(
+                f"{builder.model.name}: value '{output}' of node '{node.name}' ({node.op}) is empty, its shape is "
+                f"{list(builder.shape(output))}; fix the input sizes with --shape or --dim"
+            )
+    if derive(builder, node):
+        return
+    handler = _HANDLERS.get(node.op)
+    if handler is None or not handler(builder, node):
+        _unknown(builder, node)
 
 
 #: Operators whose first operand has channels as dimension 1 and an image after it.
@@ -102,6 +122,10 @@ def _folded(builder: Builder, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Data of the small constants that weights hold; large ones are in the file only."""
     weights = [t for t in tensors.values() if t.kind == "weight"]
     sources = {t.source for t in weights}
+    scales = [
+        t.packing.dequantize for t in weights if t.packing is not None and t.packing.dequantize is not None
+    ]
+    sources.update(name for scale in scales for name in scale[:2])
     norms = [t.normalization for t in weights if t.normalization is not None]
     sources.update(name for n in norms for name in (n.scale, n.shift, n.mean, n.variance))
     return {name: data for name, data in builder.model.constants.items() if name in sources}

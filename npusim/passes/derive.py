@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from npusim.onnx_reader import Node
 from npusim.passes.builder import Builder, Derived
@@ -12,15 +13,28 @@ Step = tuple[str, tuple[int, ...]]
 
 def derive(builder: Builder, node: Node) -> bool:
     """Note the outputs of a node that only moves elements of a constant; True if that is all it does."""
+    if node.op == "DequantizeLinear":
+        return _dequantize(builder, node)
     rule = _RULES.get(node.op)
     if rule is None or not node.inputs or not builder.is_constant(node.inputs[0]):
         return False
     steps = rule(builder, node)
     if steps is None:
         return False
-    origin = builder.derived.get(node.inputs[0], Derived(node.inputs[0], ()))
+    origin = builder.derived.get(node.inputs[0], Derived(node.inputs[0]))
     for output, step in zip(node.outputs, steps, strict=False):
-        builder.derived[output] = Derived(origin.source, (*origin.steps, *step))
+        builder.derived[output] = replace(origin, steps=(*origin.steps, *step))
+    return True
+
+
+def _dequantize(builder: Builder, node: Node) -> bool:
+    """A constant of integers with its scale: one per tensor or per position of one axis."""
+    source, scale, zero = (*node.inputs, "")[:3]
+    plain = all(not i or i in builder.model.initializers for i in (source, scale, zero))
+    if not plain or node.attributes.get("block_size", 0) or len(builder.shape(scale)) > 1:
+        return False
+    axis = int(node.attributes.get("axis", 1)) if builder.shape(scale) not in ((), (1,)) else 0
+    builder.derived[node.outputs[0]] = Derived(source, dequantize=(scale, zero, axis))
     return True
 
 

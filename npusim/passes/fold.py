@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npusim.errors import ModelError
+from npusim.errors import ModelError, NpusimError
 from npusim.onnx_reader import SMALL_ELEMENTS, Array, Node, OnnxModel, Value, infer_node
 from npusim.passes.rewrite import Rule, rewrite
 from npusim.passes.rewrite_attention import ATTENTION
@@ -18,6 +18,7 @@ from npusim.passes.rewrite_standard import STANDARD
 
 _CAST = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 2: "uint8", 3: "int8"}
 _IDENTITIES = frozenset({"Identity", "Dropout", "CastLike"})
+_QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _RULES: Mapping[str, Rule] = {**ATTENTION, **MICROSOFT, **CONTRACTIONS, **STANDARD}
 _FLOATS = frozenset({"float", "float16", "double", "bfloat16"})
 
@@ -28,32 +29,70 @@ def fold_constants(model: OnnxModel) -> OnnxModel:
     Raises:
         ModelError: a shape needs data that the file does not hold, or cannot be inferred.
     """
-    values, constants = dict(model.values), dict(model.constants)
-    renamed: dict[str, str] = {}
-    kept: list[Node] = []
-    turned: dict[str, Node] = {}
-    read = {i for n in model.nodes for i in n.inputs} | set(model.outputs)
-    for original in model.nodes:
-        node = _rename(_without_unread(original, read), renamed)
-        if _fold_node(node, values, constants):
-            continue
-        for part in rewrite(_RULES, node, values, constants, model.initializers):
-            spelled = _rename(part, renamed)
-            if spelled is not node and _fold_node(spelled, values, constants):
+    folding = _Folding(model)
+    for node in model.nodes:
+        try:
+            folding.visit(node)
+        except NpusimError:
+            raise
+        except Exception as error:  # attributes or shapes that contradict the operator's definition
+            raise ModelError(
+                f"{model.name}: node '{node.name}' ({node.op}) contradicts its operator's definition "
+                f"({type(error).__name__}: {error}); check the model with onnx.checker and export it again"
+            ) from error
+    return folding.model()
+
+
+class _Folding:
+    """What is known while the nodes are visited in order."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self._values, self._constants = dict(model.values), dict(model.constants)
+        self._renamed: dict[str, str] = {}
+        self._kept: list[Node] = []
+        self._turned: dict[str, Node] = {}
+        self._read = {i for n in model.nodes for i in n.inputs} | set(model.outputs)
+
+    def visit(self, original: Node) -> None:
+        """Evaluate the node, or keep what stands for it."""
+        node = _rename(_without_unread(original, self._read), self._renamed)
+        if _fold_node(node, self._values, self._constants):
+            return
+        for part in rewrite(_RULES, node, self._values, self._constants, self._model.initializers):
+            spelled = _rename(part, self._renamed)
+            if spelled is not node and _fold_node(spelled, self._values, self._constants):
                 continue
-            _complete_shapes(spelled, values, constants, model.opset)
-            source = _same_as(spelled, values, turned)
-            if source and spelled.outputs[0] not in model.outputs:
-                renamed[spelled.outputs[0]] = source
-                continue
-            kept.append(spelled)
-    used = {i for n in kept for i in n.inputs} | set(model.outputs)
-    return model.evolve(
-        nodes=_live_nodes(kept, model.outputs),
-        values=values,
-        constants={k: v for k, v in constants.items() if k in used},
-        initializers=model.initializers | constants.keys(),
-    )
+            _complete_shapes(spelled, self._values, self._constants, self._model.opset)
+            source = self._same_as(spelled)
+            if source and spelled.outputs[0] not in self._model.outputs:
+                self._renamed[spelled.outputs[0]] = source
+            else:
+                self._kept.append(spelled)
+
+    def _same_as(self, node: Node) -> str:
+        """The value that the node's output equals, or ''."""
+        if node.op == "Transpose":
+            before = self._turned.get(node.inputs[0])
+            self._turned[node.outputs[0]] = node
+            return before.inputs[0] if before is not None and _cancel(before, node) else ""
+        if (
+            node.op in _QUANTIZATION
+        ):  # of activations: precision is the plan's; of weights: part of reading them
+            constant = node.inputs[0] in self._model.initializers or node.inputs[0] in self._constants
+            return "" if constant else node.inputs[0]
+        return node.inputs[0] if _is_identity(node, self._values) else ""
+
+    def model(self) -> OnnxModel:
+        """The model of what was kept and is needed."""
+        outputs = self._model.outputs
+        used = {i for n in self._kept for i in n.inputs} | set(outputs)
+        return self._model.evolve(
+            nodes=_live_nodes(self._kept, outputs),
+            values=self._values,
+            constants={k: v for k, v in self._constants.items() if k in used},
+            initializers=self._model.initializers | self._constants.keys(),
+        )
 
 
 def _without_unread(node: Node, read: Container[str]) -> Node:
@@ -283,15 +322,6 @@ def _unknown_shape_message(
         f"node '{node.name}' ({node.op}): the shape of '{output}' cannot be inferred; "
         "fix the input sizes with --shape or --dim"
     )
-
-
-def _same_as(node: Node, values: Mapping[str, Value], turned: dict[str, Node]) -> str:
-    """The value that the node's output equals, or ''. `turned` collects the transposes seen so far, by output."""
-    if node.op == "Transpose":
-        before = turned.get(node.inputs[0])
-        turned[node.outputs[0]] = node
-        return before.inputs[0] if before is not None and _cancel(before, node) else ""
-    return node.inputs[0] if _is_identity(node, values) else ""
 
 
 def _cancel(first: Node, second: Node) -> bool:

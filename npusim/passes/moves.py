@@ -123,7 +123,9 @@ def _expand(builder: Builder, node: Node) -> bool:
 
 def _same(builder: Builder, node: Node) -> bool:
     """Identity, and Dropout outside training: another name for the value."""
-    if len([o for o in node.outputs if o]) != 1 or (len(node.inputs) > 2 and builder.scalar(node.inputs[2]) != 0.0):
+    if len([o for o in node.outputs if o]) != 1 or (
+        len(node.inputs) > 2 and builder.scalar(node.inputs[2]) != 0.0
+    ):
         return False
     builder.views[node.outputs[0]] = builder.view(node.inputs[0])
     return True

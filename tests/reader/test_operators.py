@@ -265,6 +265,17 @@ def _channels_last_convolution_and_group_norm(m: Model) -> Any:
     return m("Conv", m.input("x", 1, 3, 4, 4), m.weight(4, 3, 3, 3), pads=[1, 1, 1, 1])
 
 
+@case(2 * 5 * 5 * 3 * 2)
+def _quantized_weights(m: Model) -> Any:
+    def codes() -> str:
+        return m.constant(drawn.integers(-127, 128, (3, 2, 1, 1)).astype(np.int8))
+
+    x, zeros = m.input("x", 1, 2, 5, 5), m.constant(np.asarray([0, 3, -4], dtype=np.int8))
+    scales = m.constant(np.asarray([0.01, 0.02, 0.03], dtype=np.float32))
+    one = m("Conv", x, m("DequantizeLinear", codes(), m.constant(np.float32(0.02))))
+    return one, m("Conv", x, m("DequantizeLinear", codes(), scales, zeros, axis=0))
+
+
 def model_of(name: str) -> tuple[onnx.ModelProto, int]:
     """The model of a case and the multiply-accumulates that it must have."""
     function, macs, opset = CASES[name]
