@@ -20,6 +20,8 @@ Doubles = npt.NDArray[np.float64]
 
 #: Largest magnitude of each integer type in symmetric use (-128 and -32768 are left out, so that negation is exact).
 LIMITS = {"int8": 127, "int16": 32767, "int32": 2**31 - 1}
+#: Conversions go through arrays of this many elements, which stay in the cache.
+CHUNK_ELEMENTS = 1 << 15
 #: float64 adds integers exactly below this.
 EXACT_BITS = 53
 #: A bias uses at most this many bits beside the sign, so that it never fills a 32-bit accumulator.
@@ -69,7 +71,15 @@ def encode(values: Array, form: Format) -> Array:
             with np.errstate(over="ignore"):
                 return np.ascontiguousarray(values, dtype=form.numpy)
         return np.rint(values).astype(form.numpy)
-    return saturate(np.asarray(values, dtype=np.float64) / form.scale, form.dtype)
+    result = np.empty(values.shape, dtype=form.numpy)
+    step = max(1, CHUNK_ELEMENTS // max(1, values.shape[3]))
+    per_row = isinstance(form.scale, np.ndarray) and len(form.scale) > 1
+    for batch, head in np.ndindex(*values.shape[:2]):
+        for row in range(0, values.shape[2], step):
+            rows = slice(row, row + step)
+            scale = form.scale[rows] if per_row and isinstance(form.scale, np.ndarray) else form.scale
+            result[batch, head, rows] = saturate(values[batch, head, rows] / np.float64(scale), form.dtype)
+    return result
 
 
 def decode(stored: Array, form: Format, rows: slice | None = None) -> Floats:
@@ -83,16 +93,21 @@ def decode(stored: Array, form: Format, rows: slice | None = None) -> Floats:
 
 
 def saturate(values: Doubles, dtype: str) -> Array:
-    """Rounded half to even and clipped to the symmetric range of an integer type."""
+    """Rounded half to even and clipped to the symmetric range of an integer type; overwrites `values`."""
     limit = LIMITS[dtype]
-    rounded = np.rint(values)
-    np.clip(rounded, -limit, limit, out=rounded)
-    return rounded.astype(_NUMPY[dtype])
+    np.rint(values, out=values)
+    np.clip(values, -limit, limit, out=values)
+    return values.astype(_NUMPY[dtype])
 
 
 def requantize(accumulator: Doubles, factor: float | Doubles, dtype: str) -> Array:
-    """Accumulators times a factor (of the tensor, or [columns] one per output channel) as stored integers."""
-    return saturate(accumulator * factor, dtype)
+    """Accumulators [b, h, r, c] times a factor (of the tensor, or [c] one per output channel) as stored integers."""
+    result = np.empty(accumulator.shape, dtype=_NUMPY[dtype])
+    step = max(1, CHUNK_ELEMENTS // max(1, accumulator.shape[-1]))
+    flat, target = accumulator.reshape(-1, accumulator.shape[-1]), result.reshape(-1, accumulator.shape[-1])
+    for row in range(0, len(flat), step):
+        target[row : row + step] = saturate(flat[row : row + step] * factor, dtype)
+    return result
 
 
 def scale_for(largest: float, dtype: str) -> float:
