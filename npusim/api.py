@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from npusim.cost import Work
+from npusim.errors import BadInputError
 from npusim.graph import Graph
 from npusim.hardware import Npu, load_npu
 from npusim.models import zoo
@@ -21,6 +22,9 @@ from npusim.scheduler.search import Request, search_plan
 from npusim.simulate import simulate
 from npusim.summary import summarize
 from npusim.trace import Trace
+
+#: Linux accepts no longer path.
+_LONGEST_PATH = 4095
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,10 @@ def load_graph(
     if isinstance(model, bytes):
         return to_layers(read_onnx(model, name=name, shapes=shapes, dims=dims))
     path = Path(model)
+    if len(str(model)) > _LONGEST_PATH:
+        raise BadInputError(
+            f"model: a name of {len(str(model))} characters; give the path of an ONNX file or a zoo name"
+        )
     if path.is_file() or path.suffix == ".onnx" or (path.exists() and str(model) not in zoo.names()):
         return to_layers(read_onnx(path, name=name, shapes=shapes, dims=dims))
     return to_layers(

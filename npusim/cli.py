@@ -56,7 +56,7 @@ def _parse_tiles(text: str) -> tuple[str, dict[str, int]]:
         name, equals, count = part.rpartition("=")
         number = count if equals else part
         counted = bool(equals) or part not in ("none", "sram", "auto")
-        if counted and not (number.isdigit() and 0 < int(number) < 10**7):
+        if counted and not (number.isdecimal() and 0 < int(number) < 10**7):
             raise BadInputError(
                 f"--tiles is '{part}'; allowed are none, sram, auto, a count from 1, or SEGMENT=count"
             )

@@ -45,7 +45,7 @@ def parse_dims(items: Sequence[str] | None) -> dict[str, int]:
 def _parse(item: str, option: str, example: str) -> tuple[str, list[int]]:
     name, equals, text = item.rpartition("=")
     sizes = text.split("x")
-    if not equals or not name or not all(s.isdigit() and len(s) < 10 and int(s) > 0 for s in sizes):
+    if not equals or not name or not all(s.isdecimal() and len(s) < 10 and int(s) > 0 for s in sizes):
         raise BadInputError(
             f"{option} is '{item}'; it takes NAME=SIZES with sizes from 1, e.g. {option} {example}"
         )

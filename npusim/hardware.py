@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from npusim.dtypes import PAIRS
 from npusim.errors import HardwareError
 
-PositiveInt = Annotated[int, Field(gt=0, le=2**53)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0, le=2**53, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
 class _Section(BaseModel):
@@ -116,7 +116,7 @@ class Npu(_Section):
     title: str
     core: Core
     tensor_engine: tuple[TensorEngine, ...] = Field(min_length=1)
-    tensor_rates: Mapping[str, Annotated[float, Field(gt=0, le=16)]]
+    tensor_rates: Mapping[str, Annotated[float, Field(gt=0, le=16, strict=True)]]
     tensor_efficiency: TensorEfficiency
     vector_engine: VectorEngine
     vector_lane_operations: Mapping[str, PositiveFloat]
@@ -135,8 +135,14 @@ class Npu(_Section):
                 raise ValueError(f"{where} has '{unknown[0]}'; pairs are {', '.join(PAIRS)}")
         if "default" not in self.vector_lane_operations:
             raise ValueError("vector_lane_operations needs 'default', for functions that it does not list")
+        kinds = [*(e.kind for e in self.tensor_engine), self.vector_engine.kind, "dma"]
+        for kind in kinds:
+            if kinds.count(kind) > 1 or not kind or kind[-1].isdigit():
+                raise ValueError(
+                    f"kinds of engine need different names that end in no digit; found {', '.join(kinds)}"
+                )
         for path, _ in self.numbers():
-            if self.source_of(path) is None:
+            if not self.source_of(path):
                 raise ValueError(f"sources does not say where '{path}' is from")
         return self
 

@@ -114,8 +114,13 @@ def _swap(aside: Path, directory: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
     os.rename(directory, old / "run")
-    os.rename(aside, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.rename(aside, directory)
+    except BaseException:
+        os.rename(old / "run", directory)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def dump_json(data: Any) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import npusim
-from npusim.errors import BadInputError
+from npusim.dtypes import PRECISIONS
+from npusim.errors import BadInputError, HardwareError
 from npusim.graph import Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import PLAIN
@@ -44,6 +45,34 @@ class Request:
     precision: str = "w8a16"
     policy: Policy = "decoupled"
     pins: Mapping[str, int] = field(default_factory=dict)
+
+
+def check_request(npu: Npu, request: Request) -> None:
+    """Refuse words that mean nothing and precisions that the hardware cannot multiply.
+
+    Raises:
+        BadInputError: an unknown rule, kind of segment, precision or policy, or fewer than one tile.
+        HardwareError: no rate or energy for an operand pair of the precision.
+    """
+    counted = request.tiles.isdecimal() and int(request.tiles) > 0
+    for what, found, allowed in (
+        ("tiles", "a count" if counted else request.tiles, ("none", "sram", "auto", "a count")),
+        ("segments", request.segments, ("none", "attention", "all")),
+        ("precision", request.precision, tuple(PRECISIONS)),
+        ("policy", request.policy, ("serial", "decoupled")),
+    ):
+        if found not in allowed:
+            raise BadInputError(f"{what} is '{found}'; allowed are {', '.join(allowed)}")
+    if any(count < 1 for count in request.pins.values()):
+        raise BadInputError("a segment needs at least one tile")
+    precision = PRECISIONS[request.precision]
+    for pair in (precision.weight_pair, precision.activation_pair):
+        for table, where in ((npu.tensor_rates, "tensor_rates"), (npu.energy.mac_pj, "energy.mac_pj")):
+            if pair not in table:
+                raise HardwareError(
+                    f"{npu.name}: {where} has no '{pair}', which precision {request.precision} needs; "
+                    "add it, or choose another precision"
+                )
 
 
 def make_problem(graph: Graph, npu: Npu, precision: str, policy: Policy) -> Problem:

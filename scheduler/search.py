@@ -14,7 +14,7 @@ from npusim.program import Program
 from npusim.scheduler.bounds import Bounds, lower_bounds
 from npusim.scheduler.isolate import Measured, measure
 from npusim.scheduler.pieces import Option, layer_key
-from npusim.scheduler.planner import Request, make_problem, plan_graph
+from npusim.scheduler.planner import Request, check_request, make_problem, plan_graph
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.tiles import Segment, Tiling, fewest_tiles, find_segments, layers_of, predicted, tilings
 from npusim.simulate import simulate
@@ -68,6 +68,7 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     boundary state it has there. It also simulates the plan of the paper's rule, and keeps the faster one; ties go to fewer DRAM
     bytes, then to fewer tiles.
     """
+    check_request(npu, request)
     problem = make_problem(graph, npu, request.precision, request.policy)
     tuner = _Tuner(problem)
     rules = ("auto", "sram") if request.tiles == "auto" else (request.tiles,)
