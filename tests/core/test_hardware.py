@@ -123,20 +123,17 @@ def test_a_description_that_is_wrong_is_refused_with_the_path_of_its_key(
     assert "docs/hardware.md" in message
 
 
-@pytest.mark.xfail(strict=True, reason="known: pydantic's lax mode takes text and truth values for numbers")
 @pytest.mark.parametrize("value", ["1000000000", True])
 def test_text_and_truth_values_are_not_numbers(value: Any) -> None:
     with pytest.raises(HardwareError):
         npu_from_dict(changed("core.clock_hz", value), where="mine.toml")
 
 
-@pytest.mark.xfail(strict=True, reason="known: an empty source counts as a source")
 def test_an_empty_source_is_no_source() -> None:
     with pytest.raises(HardwareError):
         npu_from_dict(changed("sources.dma", ""), where="mine.toml")
 
 
-@pytest.mark.xfail(strict=True, reason="known: engines of one name are taken for one kind")
 def test_two_kinds_of_engine_need_two_names() -> None:
     with pytest.raises(HardwareError):
         npu_from_dict(changed("tensor_engine.1.kind", "GNPU", "exynos2400"), where="mine.toml")

@@ -214,9 +214,6 @@ def test_law_11_multiplications_of_an_unknown_operator_are_not_called_covered(
     assert found.summary["coverage"]["macs"] < 1
 
 
-@pytest.mark.xfail(
-    strict=True, raises=IndexError, reason="known: a graph without layers has a Program without columns"
-)
 def test_a_model_without_a_single_layer_is_profiled_or_refused_in_a_sentence(net: Callable[..., Net]) -> None:
     n = net()
     x = n.input("x", 1, 6, 8)

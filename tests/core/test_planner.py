@@ -154,9 +154,6 @@ def test_without_segments_the_scores_are_ordinary_tensors(
     assert all(p.pieces is not None for p in found.plan.layers)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known: the API takes any word for a rule, a kind or a precision, and 0 tiles"
-)
 @pytest.mark.parametrize(
     "options", [{"tiles": "many"}, {"segments": "some"}, {"precision": "w3"}, {"tiles": 0}]
 )
@@ -165,9 +162,6 @@ def test_the_api_refuses_words_that_it_does_not_know(attention: Callable[..., Gr
         profiled(attention(), **options)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="known: a missing operand pair is found out by a KeyError"
-)
 def test_a_precision_that_the_hardware_cannot_multiply_is_refused(attention: Callable[..., Graph]) -> None:
     data = TOY.model_dump()
     del data["tensor_rates"]["fp16xfp16"]

@@ -152,9 +152,6 @@ def test_an_interrupted_write_leaves_nothing_and_keeps_the_earlier_run(
     assert ({p.name: p.read_bytes() for p in run.iterdir()} if earlier else {}) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known: when the second rename fails, the earlier run stays in a hidden folder"
-)
 def test_a_swap_that_fails_half_way_keeps_the_earlier_run(
     made: api.Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
