@@ -118,9 +118,9 @@ def _swap(aside: Path, directory: Path) -> None:
         os.rename(aside, directory)
     except BaseException:
         os.rename(old / "run", directory)
+        old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def dump_json(data: Any) -> str:

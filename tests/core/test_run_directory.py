@@ -172,6 +172,26 @@ def test_a_swap_that_fails_half_way_keeps_the_earlier_run(
     assert names(run) == FILES
 
 
+def test_an_earlier_run_that_cannot_be_put_back_is_not_deleted(
+    made: api.Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    write_run(made, run)
+    before = (run / "plan.json").read_bytes()
+    rename, calls = os.rename, []
+
+    def only_the_first(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", only_the_first)
+    with pytest.raises(OutputError):
+        write_run(made, run)
+    assert [p.read_bytes() for p in tmp_path.rglob("plan.json")] == [before]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_cannot_be_written_is_refused(made: api.Profile, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
