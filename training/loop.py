@@ -110,7 +110,7 @@ class _State:
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
-            foreach=True,
+            fused=True,
         )
         self.module, self.optimiser = acc.prepare(stage.module, bare)
         decay = stage.training.ema
