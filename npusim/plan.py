@@ -80,7 +80,8 @@ class SegmentPlan(_Model):
 class TensorPlan(_Model):
     """Where a tensor lives between layers, and how it lies there (`block` 0: plain; else columns per padded block).
 
-    `in_place_of` names the tensor that it overwrites in SRAM, or is empty.
+    `in_place_of` names the tensor that it overwrites in SRAM, or is empty. `loaded` marks an input that is brought into its SRAM
+    place as a whole before its first reader.
     """
 
     name: str
@@ -91,6 +92,7 @@ class TensorPlan(_Model):
     address: int = 0
     size_bytes: int
     in_place_of: str = ""
+    loaded: bool = False
 
 
 class ModelRef(_Model):

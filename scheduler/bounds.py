@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from npusim.cost import lane_operations, product_ps, vector_ps
 from npusim.dtypes import PRECISIONS
-from npusim.graph import Layer
-from npusim.ops import Product, product_of, vector_work
+from npusim.graph import Layer, Operand
+from npusim.ops import OPS, Product, product_of, vector_work
 from npusim.scheduler.problem import Problem
 from npusim.units import PS_PER_S
 
@@ -88,21 +88,68 @@ def _ideal_ps(problem: Problem, product: Product) -> int:
 
 
 def _vector_ps(problem: Problem, layer: Layer) -> int:
+    """The layer's vector work on all vector engines; of moves, only what they write is sure to be needed."""
     npu = problem.npu
-    lanes = npu.vector_engine.count
+    work = vector_work(problem.graph, layer)
+    if OPS[layer.op].streams == "whole":
+        work = (("copy", problem.graph.tensors[layer.output].elements), *work[1:])
     return sum(
-        int(vector_ps(npu, lanes, elements, lane_operations(npu, function)))
-        for function, elements in vector_work(problem.graph, layer)
+        int(vector_ps(npu, npu.vector_engine.count, elements, lane_operations(npu, function)))
+        for function, elements in work
     )
 
 
 def compulsory_bytes(problem: Problem) -> int:
-    """Stored bytes of all weights, inputs and outputs: each crosses the DRAM bus at least once."""
+    """Stored bytes of weights and inputs, as far as some layer needs them, and of outputs: each crosses the DRAM bus once."""
+    needed = _needed_shares(problem)
     return sum(
-        problem.moved_bytes(t.name)
+        int(problem.moved_bytes(t.name) * (1.0 if t.kind == "output" else needed.get(t.name, 0.0)))
         for t in problem.graph.tensors.values()
         if t.kind in ("weight", "input", "output")
     )
+
+
+def _needed_shares(problem: Problem) -> dict[str, float]:
+    """Share of each tensor that its readers need between them: the columns of their parts, the most rows of any of them."""
+    tensors = problem.graph.tensors
+    cols: dict[str, set[tuple[int, int]]] = {}
+    rows: dict[str, float] = {}
+    for layer in problem.graph.layers:
+        for operand in layer.operands:
+            for part in operand.parts:
+                cols.setdefault(part.tensor, set()).add((part.start, part.start + part.size))
+                share = _needed_rows(problem, layer, operand, tensors[part.tensor].shape[2])
+                rows[part.tensor] = max(rows.get(part.tensor, 0.0), share)
+    return {name: rows[name] * _covered(spans) / tensors[name].shape[3] for name, spans in cols.items()}
+
+
+def _covered(spans: set[tuple[int, int]]) -> int:
+    """Columns in the union of intervals."""
+    total = end = 0
+    for low, high in sorted(spans):
+        total += max(0, high - max(low, end))
+        end = max(end, high)
+    return total
+
+
+def _needed_rows(problem: Problem, layer: Layer, operand: Operand, total: int) -> float:
+    """Share of an operand's rows that the layer cannot do without."""
+    if operand.role == "table":
+        index = problem.graph.tensors[layer.operands[0].parts[0].tensor]
+        return min(1.0, index.elements / total)
+    if layer.op == "copy" and "start" in layer.attributes:  # a slice
+        return (
+            problem.graph.tensors[layer.output].elements
+            / problem.graph.tensors[operand.parts[0].tensor].elements
+        )
+    if operand.role != "x" or "stride" not in layer.attributes:
+        return 1.0
+    in_h = int(layer.attributes["in_hw"][0])
+    out_h, stride = int(layer.attributes["out_hw"][0]), int(layer.attributes["stride"][0])
+    reach = 1 + (int(layer.attributes["kernel"][0]) - 1) * int(layer.attributes.get("dilation", (1, 1))[0])
+    top = int(layer.attributes["pads"][0])
+    windows = (range(max(0, y * stride - top), min(in_h, y * stride - top + reach)) for y in range(out_h))
+    return len({row for window in windows for row in window}) / in_h
 
 
 def _worst_excess(problem: Problem) -> int:

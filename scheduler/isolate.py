@@ -122,7 +122,10 @@ def _plan(
             tiles="auto", segments="attention", precision=problem.precision, policy=problem.policy
         ),
         npu=problem.npu,
-        tensors=tuple(tensor_plan(problem, t, resident=resident, addresses=addresses) for t in graph.tensors),
+        tensors=tuple(
+            tensor_plan(problem, t, resident=resident, addresses=addresses, load_inputs=False)
+            for t in graph.tensors
+        ),
         layers=tuple(_layer(problem, x.name, segment.name) for x in graph.layers),
         segments=(segment_plan(graph, segment, tiling, slots),),
     )

@@ -295,6 +295,9 @@ def _place_owners(problem: Problem, resident: frozenset[str]) -> dict[str, str]:
     """Resident tensor -> the first tensor of the chain that hands its place on to it (itself, mostly)."""
     owner: dict[str, str] = {}
     for layer in problem.graph.layers:
+        for name in layer.reads():
+            if name in resident:
+                owner.setdefault(name, name)
         if layer.output in resident:
             before = problem.in_place.get(layer.output)
             owner[layer.output] = owner.get(before or "", layer.output)
@@ -334,7 +337,7 @@ def _assemble(
         ),
         npu=problem.npu,
         tensors=tuple(
-            tensor_plan(problem, t, resident=decided.resident, addresses=decided.addresses)
+            tensor_plan(problem, t, resident=decided.resident, addresses=decided.addresses, load_inputs=True)
             for t in problem.graph.tensors
         ),
         layers=tuple(_layer_plans(problem, request, segments, chosen, placed)),
@@ -393,13 +396,14 @@ def segment_plan(graph: Graph, segment: Segment, tiling: Tiling, slots: tuple[Sl
 
 
 def tensor_plan(
-    problem: Problem, name: str, *, resident: frozenset[str], addresses: Mapping[str, int]
+    problem: Problem, name: str, *, resident: frozenset[str], addresses: Mapping[str, int], load_inputs: bool
 ) -> TensorPlan:
-    """The plan entry of a tensor."""
+    """The plan entry of a tensor; resident inputs are loaded first, or (in an isolated segment) are there already."""
     layout = problem.layouts.get(name, PLAIN)
     before = problem.in_place.get(name, "")
     return TensorPlan(
         name=name, home="sram" if name in resident else "dram", block=layout.block, padded=layout.padded,
         element_bytes=problem.element_bytes[name], address=addresses.get(name, 0), size_bytes=problem.tensor_bytes(name),
         in_place_of=before if name in resident and before in resident else "",
+        loaded=load_inputs and name in resident and problem.graph.tensors[name].kind == "input",
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from npusim.cost import dma_ps
 from npusim.scheduler.pieces import Option
 from npusim.scheduler.problem import Problem
 
@@ -26,12 +27,16 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A tensor that might stay: units from its producer to its last reader, and its size."""
+    """A tensor that might stay: units from its producer (or, of an input, its first reader) to its last reader, and its size.
+
+    `entry_ps` is what it costs to bring it there: one transfer of an input, nothing for what is made in SRAM.
+    """
 
     tensor: str
     first: int
     last: int
     size_bytes: int
+    entry_ps: int = 0
 
 
 @dataclass(slots=True)
@@ -50,19 +55,22 @@ class _State:
 
 
 def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
-    """Lifetimes of all intermediates that pass between units."""
+    """Lifetimes of all intermediates that pass between units, and of inputs that several units read."""
     graph = problem.graph
     position = {layer: i for i, unit in enumerate(units) for layer in unit.layers}
-    first = {layer.output: position[layer.name] for layer in graph.layers}
-    last: dict[str, int] = {}
+    made = {layer.output: position[layer.name] for layer in graph.layers}
+    readers: dict[str, list[int]] = {}
     for layer in graph.layers:
-        for name in layer.reads():
-            last[name] = max(last.get(name, 0), position[layer.name])
-    return [
-        Span(name, first[name], last[name], problem.tensor_bytes(name))
-        for name, tensor in graph.tensors.items()
-        if tensor.kind == "intermediate" and name in last and last[name] > first[name]
-    ]
+        for name in dict.fromkeys(layer.reads()):
+            readers.setdefault(name, []).append(position[layer.name])
+    found = []
+    for name, tensor in graph.tensors.items():
+        size, used = problem.tensor_bytes(name), readers.get(name, [])
+        if tensor.kind == "intermediate" and used and used[-1] > made[name]:
+            found.append(Span(name, made[name], used[-1], size))
+        elif tensor.kind == "input" and used and used[-1] > used[0]:
+            found.append(Span(name, used[0], used[-1], size, int(dma_ps(problem.npu, size, 1))))
+    return found
 
 
 def choose_resident(
@@ -119,7 +127,7 @@ def _try(state: _State, units: Sequence[Unit], span: Span) -> None:
     """Keep the tensor in SRAM if that shortens the units of its span."""
     resident = frozenset(state.resident | {span.tensor})
     costs = []
-    before = after = 0
+    before, after = 0, span.entry_ps
     growth = _growth(state, span)
     for index, more in zip(range(span.first, span.last + 1), growth, strict=True):
         budget = state.budget(index, more)

@@ -111,7 +111,7 @@ def fewest_tiles(
     depths = (1,) if problem.policy == "serial" else (2, 1)
     for depth in depths:
         found: list[tuple[int, int, Tiling]] = []
-        for h in (h for h in range(heads, 0, -1) if heads % h == 0):
+        for h in range(heads, 0, -1):
             rows = _tallest(problem, layers, h, depth, capacity_bytes, resident)
             if rows:
                 tiling = Tiling(h, ceil(queries / ceil(queries / rows)), depth, in_place=True)
@@ -131,15 +131,22 @@ def can_fit(problem: Problem, segment: Segment) -> bool:
 def _tallest(
     problem: Problem, layers: AttentionLayers, heads: int, depth: int, capacity: int, resident: frozenset[str]
 ) -> int:
-    """Most query rows whose slots fit (0: not even one), by bisection on a monotone size."""
-    low, high = 0, layers.shape[2]
+    """Most query rows whose slots fit (0: not even one).
+
+    Slots grow with the rows, except that a single tile needs no second place in flight: all rows are tried first.
+    """
+
+    def fits(rows: int) -> bool:
+        tiling = Tiling(heads, rows, depth, in_place=True)
+        return sum(s.total_bytes for s in slots_of(problem, layers, tiling, resident)) <= capacity
+
+    queries = layers.shape[2]
+    if fits(queries):
+        return queries
+    low, high = 0, queries - 1
     while low < high:
         middle = (low + high + 1) // 2
-        size = sum(
-            s.total_bytes
-            for s in slots_of(problem, layers, Tiling(heads, middle, depth, in_place=True), resident)
-        )
-        low, high = (middle, high) if size <= capacity else (low, middle - 1)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
 
 

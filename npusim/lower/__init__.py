@@ -41,6 +41,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     segments = {s.layers[-1]: (i, s) for i, s in enumerate(plan.segments)}
     inside = {name for s in plan.segments for name in s.layers}
     for layer in graph.layers:
+        low.bring_inputs(layer)
         if layer.name in segments:
             index, segment = segments[layer.name]
             lower_attention(low, segment, index)

@@ -49,6 +49,7 @@ class Lowering:
         self._gang_index = {(g.kind, g.unit, g.engines): i for i, g in enumerate(gangs)}
         self._ids: dict[str, int] = {}
         self._buffers: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
         self._alignment = plan.npu.sram.alignment_bytes
         self._layer_index = {layer.name: i for i, layer in enumerate(graph.layers)}
         for tensor in graph.tensors.values():
@@ -59,11 +60,23 @@ class Lowering:
         layout = Layout(planned.block, planned.padded)
         index = self.builder.tensor(tensor.name, tensor.kind, tensor.shape, planned.element_bytes, layout)
         self._ids[tensor.name] = index
-        if planned.home == "dram":
+        if planned.home == "dram" or planned.loaded:
             tracked = tensor.kind not in ("weight", "input")
-            self._buffers[tensor.name] = self.builder.dram_buffer(index, planned.size_bytes, tracked=tracked)
+            buffer = self.builder.dram_buffer(index, planned.size_bytes, tracked=tracked)
+            (self._waiting if planned.loaded else self._buffers)[tensor.name] = buffer
         elif tensor.kind == "input":  # left in SRAM by whatever ran before
             self.open_output(tensor.name)
+
+    def bring_inputs(self, layer: Layer) -> None:
+        """Load the layer's resident inputs into their places, unless an earlier layer did."""
+        for name in dict.fromkeys(layer.reads()):
+            if name in self._waiting:
+                source = self.builder.whole(self._waiting.pop(name))
+                self.open_output(name)
+                place = self.builder.whole(self._buffers[name])
+                self.builder.command(
+                    LOAD, self.dma_gang(0), layer=self.layer_id(layer), role=ROLE["other"], reads=[(0, source)], writes=[(0, place)],
+                )  # fmt: skip
 
     def internal_tensor(self, name: str, shape: Shape4, element_bytes: int) -> int:
         """Index of a tensor that only this Program knows (an ungated product, norm statistics), made on first use."""

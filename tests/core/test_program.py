@@ -432,9 +432,6 @@ def test_law_2_where_everything_fits_only_weights_inputs_and_outputs_cross_the_b
     assert made.summary["spill_bytes"] == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known: inputs are never kept in SRAM, so each reader loads them again"
-)
 def test_law_2_an_input_that_two_layers_read_crosses_the_bus_once(net: Callable[..., Net]) -> None:
     n = net()
     x = n.input("x", 1, 16, 16)
@@ -482,17 +479,12 @@ def unaligned(n: Net) -> Net:
     return found
 
 
-_PARTLY = pytest.mark.xfail(
-    strict=True, reason="known: bounds count tensors whole of which layers read a part"
-)
-
-
 @pytest.mark.parametrize(
     "maker",
     [
-        pytest.param(sliced, marks=_PARTLY),
-        pytest.param(embedded, marks=_PARTLY),
-        pytest.param(strided, marks=_PARTLY),
+        sliced,
+        embedded,
+        strided,
         unaligned,
     ],
 )
