@@ -15,6 +15,10 @@ class ModelError(BadInputError):
     """The ONNX model is malformed, unreadable or needs something that was not given (a dimension, a constant)."""
 
 
+class MissingWeightsError(ModelError):
+    """The file that holds a model's weights is not beside it."""
+
+
 class HardwareError(BadInputError):
     """The hardware description has an unknown key, a wrong type or an impossible value."""
 

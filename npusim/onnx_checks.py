@@ -67,7 +67,11 @@ def _check_once(names: Iterable[str], what: str, where: str) -> None:
         seen.add(name)
 
 
-def _check_name(name: str, what: str, where: str) -> None:
+def _check_name(name: str | bytes, what: str, where: str) -> None:
+    if isinstance(name, bytes):
+        raise ModelError(
+            f"{where}: the name {name[:40]!r} of a {what} is no text (not UTF-8); rename it and export again"
+        )
     if len(name) > _LARGE_NAME:
         raise ModelError(
             f"{where}: a {what}'s name has {len(name)} characters ('{name[:40]}...'); up to {_LARGE_NAME} are allowed"

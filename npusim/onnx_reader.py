@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from npusim.errors import ModelError
+from npusim.errors import MissingWeightsError, ModelError
 from npusim.onnx_checks import (
     MAX_DIM,
     check_file_size,
@@ -116,12 +116,20 @@ def read_onnx(
     """
     where = str(source) if isinstance(source, Path) else (name or "model")
     data = _load_bytes(source, where)
+    given = name or (source.stem if isinstance(source, Path) else "model")
     proto = _parse(data, where)
-    check_graph(proto, source if isinstance(source, Path) else None, where)
-    _bind_inputs(proto, shapes or {}, dims or {}, where)
-    inferred = _infer(proto, where)
-    default_name = source.stem if isinstance(source, Path) else "model"
-    return _to_model(inferred, name or default_name, hashlib.sha256(data).hexdigest(), where)
+    try:
+        check_graph(proto, source if isinstance(source, Path) else None, where)
+        if isinstance(source, Path):
+            _load_small_external(proto.graph, source, where)
+        _bind_inputs(proto, shapes or {}, dims or {}, where)
+        return _to_model(_infer(proto, where), given, hashlib.sha256(data).hexdigest(), where)
+    except ModelError:
+        raise
+    except Exception as error:  # fields of the wrong kind, which protobuf lets through
+        raise ModelError(
+            f"{where}: is malformed ({type(error).__name__}: {error}); export the model again"
+        ) from error
 
 
 def _load_bytes(source: Path | bytes, where: str) -> bytes:
@@ -158,6 +166,12 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
         raise ModelError(
             f"{where}: does not say which operator set it uses (opset_import is empty); export it again"
         )
+    newest = onnx.defs.onnx_opset_version()
+    for used in proto.opset_import:
+        if used.domain in _STANDARD_DOMAINS and not 1 <= used.version <= newest:
+            raise ModelError(
+                f"{where}: uses operator set {used.version}; 1 to {newest} are known; export it for one of these"
+            )
     return proto
 
 
@@ -296,7 +310,12 @@ def _read_value(info: Any) -> Value:
 
 
 def _dtype_name(elem_type: int) -> str:
-    return onnx.TensorProto.DataType.Name(elem_type).lower() if elem_type else ""
+    try:
+        return onnx.TensorProto.DataType.Name(elem_type).lower() if elem_type else ""
+    except ValueError as error:
+        raise ModelError(
+            f"the model has a tensor of element type {elem_type}, which ONNX does not know; export it again"
+        ) from error
 
 
 def _read_initializers(graph: Any, where: str) -> tuple[dict[str, Value], dict[str, Array]]:
@@ -501,6 +520,26 @@ def read_initializers(path: Path) -> Mapping[str, StoredData]:
     return {i.name: _stored_data(i, path, where) for i in proto.graph.initializer}
 
 
+def _load_small_external(graph: Any, model: Path, where: str) -> None:
+    """Bring small constants (positions, shapes) from the file beside the model into the graph, in place, if it is there."""
+    for init in graph.initializer:
+        if init.data_location != onnx.TensorProto.EXTERNAL or prod(init.dims) > SMALL_ELEMENTS:
+            continue
+        try:
+            stored = _stored_data(init, model, where)
+        except MissingWeightsError:
+            continue
+        assert stored.path is not None
+        count = prod(stored.shape)
+        with stored.path.open("rb") as file:
+            file.seek(stored.offset)
+            data = file.read(count * np.dtype(stored.dtype).itemsize)
+        if len(data) == count * np.dtype(stored.dtype).itemsize:
+            init.ClearField("external_data")
+            init.data_location = onnx.TensorProto.DEFAULT
+            init.raw_data = data
+
+
 def _stored_data(init: Any, model: Path, where: str) -> StoredData:
     shape = tuple(init.dims)
     if init.data_location != onnx.TensorProto.EXTERNAL:
@@ -531,5 +570,7 @@ def _beside(model: Path, location: str, name: str, where: str) -> Path:
     check_location(model.parent, location, name, where)
     file = model.parent.joinpath(*location.replace("\\", "/").split("/"))
     if not file.is_file():
-        raise ModelError(f"{where}: the weights file {location!r} is not there; put it beside the model")
+        raise MissingWeightsError(
+            f"{where}: the weights file {location!r} is not there; put it beside the model"
+        )
     return file

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
+from npusim.errors import ModelError
 from npusim.onnx_reader import Node
 from npusim.passes.builder import Builder, operand
 from npusim.passes.elementwise import broadcast
@@ -21,6 +22,11 @@ from npusim.passes.view import (
 
 def _reshape(builder: Builder, node: Node) -> bool:
     view, shape = builder.view(node.inputs[0]), builder.shape(node.outputs[0])
+    if prod(shape) != prod(view.shape):
+        raise ModelError(
+            f"{builder.model.name}: node '{node.name}' ({node.op}) makes shape {list(shape)} of {list(view.shape)}; "
+            "the number of elements must stay; export the model again"
+        )
     seen = reshape(view, shape)
     if seen is None:
         rank = len(view.dims)

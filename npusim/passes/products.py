@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
+from npusim.errors import ModelError
 from npusim.graph import Operand
 from npusim.onnx_reader import Node
 from npusim.passes.builder import Builder, operand, weight_operand
@@ -47,7 +48,12 @@ def _linear(builder: Builder, node: Node, *, outputs_first: bool, bias: list[Ope
         return False
     groups: Groups = ((), (), (0,), (1,)) if outputs_first else ((), (), (1,), (0,))
     weight = builder.weight(node.inputs[1], shape, groups)
-    outputs = shape[0] if outputs_first else shape[1]
+    outputs, depth = (shape[0], shape[1]) if outputs_first else (shape[1], shape[0])
+    if builder.shape(node.inputs[0])[-1] != depth:
+        raise ModelError(
+            f"{builder.model.name}: node '{node.name}' ({node.op}) multiplies {list(builder.shape(node.inputs[0]))} by a weight "
+            f"of shape {list(shape)}; their depths must agree; export the model again"
+        )
     view = builder.view(node.inputs[0])
     rows = tuple(i for axis in (0, 1, 2) for i in view.axis_atoms(axis))
     if view.dims[-1] != view.axis_atoms(3) or tuple(i for d in view.dims[:-1] for i in d) != rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from npusim.errors import ModelError
 from npusim.onnx_reader import Node
 from npusim.passes.builder import Builder, operand, weight_operand
 from npusim.passes.products import bias_operands
@@ -23,6 +24,7 @@ def _conv(builder: Builder, node: Node) -> bool:
     kernel = (given[0], given[-1], *given[1:-1]) if last else given
     if len(shape) not in (3, 4) or not builder.is_constant(node.inputs[1]):
         return False
+    _check_conv(builder, node, shape, kernel)
     groups: Groups = IMAGE if len(shape) == 4 else ((0,), (), (2,), (1,))
     x = builder.arranged(node, builder.view(node.inputs[0]), groups)
     spatial = tuple(range(2, len(kernel)))
@@ -37,6 +39,19 @@ def _conv(builder: Builder, node: Node) -> bool:
         node, "conv", operands, stored("", out, groups), attributes=_conv_attributes(node, shape, kernel, out)
     )
     return True
+
+
+def _check_conv(builder: Builder, node: Node, shape: Sequence[int], kernel: Sequence[int]) -> None:
+    groups = int(node.attributes.get("group", 1))
+    fits = (
+        groups > 0 and len(kernel) == len(shape) and kernel[1] * groups == shape[1] and not kernel[0] % groups
+    )
+    steps = (*node.attributes.get("strides", (1,)), *node.attributes.get("dilations", (1,)))
+    if not fits or 0 in kernel or min(steps) < 1:
+        raise ModelError(
+            f"{builder.model.name}: node '{node.name}' ({node.op}) convolves an image of shape {list(shape)} with a weight of "
+            f"shape {list(kernel)} in {groups} groups; channels, groups and steps must fit; export the model again"
+        )
 
 
 def _conv_attributes(
