@@ -149,7 +149,7 @@ class Compute:
         if layer.op not in _VECTOR:
             raise UnsupportedError(
                 f"layer '{layer.name}' stands for the ONNX operator {layer.attributes.get('onnx_op', layer.op)}, which npusim can "
-                "cost but not run; see docs/operators.md for those it runs"
+                "cost but not run; profile this model, or export it without that operator"
             )
         result = _VECTOR[layer.op](self, layer, reads, out)
         return encode(_scaled(result, stage.factor), self.formats[stage.key])

@@ -16,10 +16,14 @@ from npusim.passes.rewrite_microsoft import MICROSOFT
 from npusim.passes.rewrite_products import CONTRACTIONS
 from npusim.passes.rewrite_standard import STANDARD
 
+#: Constants are computed up to this many elements: attention masks that an exporter builds at run time are among them.
+FOLDED_ELEMENTS = 16 * SMALL_ELEMENTS
 _CAST = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 2: "uint8", 3: "int8"}
 _IDENTITIES = frozenset({"Identity", "Dropout", "CastLike"})
 _QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _RULES: Mapping[str, Rule] = {**ATTENTION, **MICROSOFT, **CONTRACTIONS, **STANDARD}
+#: Operators that onnx defines by other operators, and does not always infer: their output has the shape of their input.
+_KEEP_SHAPE = frozenset({"GroupNormalization", "Gelu", "HardSwish", "Mish", "Softplus", "Softmax", "Swish"})
 _FLOATS = frozenset({"float", "float16", "double", "bfloat16"})
 
 
@@ -119,7 +123,7 @@ def _fold_node(node: Node, values: dict[str, Value], constants: dict[str, Array]
         results = _shape_of(node, values)
     elif node.op in _EVALUATE and all(not i or _is_small(known.get(i)) for i in node.inputs):
         results = _evaluate(node, known)
-    if results is None or sum(r.size for r in results if any(r.strides)) > SMALL_ELEMENTS:
+    if results is None or sum(r.size for r in results if any(r.strides)) > FOLDED_ELEMENTS:
         return False
     for name, result in zip(node.outputs, results, strict=False):
         constants[name] = result
@@ -128,7 +132,7 @@ def _fold_node(node: Node, values: dict[str, Value], constants: dict[str, Array]
 
 
 def _is_small(data: Array | None) -> bool:
-    return data is not None and data.size <= SMALL_ELEMENTS
+    return data is not None and data.size <= FOLDED_ELEMENTS
 
 
 def _onnx_dtype(array: Array) -> str:
@@ -294,7 +298,9 @@ def _complete_shapes(
         if value.shape is not None:
             values[name] = value
     missing = [o for o in unknown if o not in values or values[o].shape is None]
-    if missing:
+    if missing == [node.outputs[0]] and node.op in _KEEP_SHAPE and inputs[0].shape is not None:
+        values[missing[0]] = inputs[0]
+    elif missing:
         raise ModelError(_unknown_shape_message(node, missing[0], values, constants))
 
 
