@@ -414,10 +414,7 @@ def steps_that_hurt(
         ("transformer", "serial"),
         pytest.param("unet", "serial", marks=pytest.mark.slow),
         pytest.param("unet", "decoupled", marks=pytest.mark.slow),
-        pytest.param(
-            "transformer", "decoupled",
-            marks=pytest.mark.xfail(strict=False, reason="known: with twice the SRAM the plan is up to 2.2 % slower"),
-        ),
+        ("transformer", "decoupled"),
     ],
 )  # fmt: skip
 def test_law_6_a_searched_plan_is_at_most_one_percent_slower_on_better_hardware(
