@@ -61,5 +61,5 @@ def unpack(graph: Graph, whole: Callable[[str], Array]) -> dict[str, Array]:
         joined = np.concatenate(parts, axis=3) if len(parts) > 1 else parts[0]
         atoms = joined.reshape([size for _, size in window.atoms])
         order = [i for dim in window.dims for i in dim]
-        found[window.name] = np.ascontiguousarray(atoms.transpose(order).reshape(window.shape))
+        found[window.name] = np.ascontiguousarray(atoms.transpose(order)).reshape(window.shape)
     return found

@@ -85,6 +85,8 @@ class Builder:
         """The view of a run-time value; a constant read as data becomes a weight stored as it is."""
         if value not in self.views:
             shape = self.shape(value)
+            if not self.is_constant(value):
+                raise ModelError(f"'{value}' is read but was made by no node before; export the model again")
             groups = default_groups(len(shape), image=False)
             self.views[value] = stored(self.weight(value, shape, groups), shape, groups)
         return self.views[value]

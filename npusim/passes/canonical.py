@@ -55,7 +55,8 @@ def _place(builder: Builder, node: Node) -> None:
     if derive(builder, node):
         return
     handler = _HANDLERS.get(node.op)
-    if handler is None or not handler(builder, node):
+    single = node.op == "Split" or len([o for o in node.outputs if o]) == 1
+    if handler is None or not single or not handler(builder, node):
         _unknown(builder, node)
 
 

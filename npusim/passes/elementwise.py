@@ -167,7 +167,7 @@ _UNARY = {
     "Erf": "erf", "Exp": "exp", "Sin": "sin", "Cos": "cos", "Sqrt": "sqrt", "Reciprocal": "reciprocal", "Neg": "neg",
     "Abs": "abs", "Log": "log", "Softplus": "softplus", "HardSwish": "hard_swish", "HardSigmoid": "hard_sigmoid",
     "LeakyRelu": "leaky_relu", "Elu": "elu", "Floor": "floor", "Ceil": "ceil", "Round": "round", "Sign": "sign",
-    "Cast": "cast", "Clip": "clip", "Not": "not", "Swish": "swish",
+    "Cast": "cast", "IsNaN": "is_nan", "IsInf": "is_inf", "Clip": "clip", "Not": "not", "Swish": "swish",
 }  # fmt: skip
 _BINARY = {
     "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Min": "min", "Max": "max", "Equal": "equal",

@@ -53,34 +53,37 @@ def _contraction(writer: Rewriter, a: str, b: str, out: str) -> bool:
 
 
 def _matmul(writer: Rewriter) -> bool:
-    """Products of vectors, of broadcast batches, or of a constant from the left, as products of equal batches."""
+    """Products of vectors and of broadcast batches as products of equal batches."""
     a, b = writer.input(0), writer.input(1)
     x, y = writer.shape(a), writer.shape(b)
     if not x or not y:
         return False
-    if len(x) == 1 or len(y) == 1:
-        first = writer.reshape(a, (1, *x)) if len(x) == 1 else a
-        second = writer.reshape(b, (*y, 1)) if len(y) == 1 else b
-        found = writer.matmul(first, second)
-        shape = list(writer.shape(found))
-        if len(x) == 1:
-            del shape[-1 if len(y) == 1 else -2]
-        if len(y) == 1:
-            del shape[-1]
-        writer.reshape(found, shape, writer.output(0))
+    if len(x) > 1 and len(y) > 1:
+        if x[:-2] == y[:-2] or (len(y) == 2 and writer.is_constant(b)):
+            return False
+        _batched(writer, a, b, writer.output(0))
         return True
+    first = writer.reshape(a, (1, *x)) if len(x) == 1 else a
+    second = writer.reshape(b, (*y, 1)) if len(y) == 1 else b
+    found = _batched(writer, first, second)
+    shape = list(writer.shape(found))
+    kept = shape[:-2] + ([] if len(x) == 1 else shape[-2:-1]) + ([] if len(y) == 1 else shape[-1:])
+    writer.reshape(found, kept, writer.output(0))
+    return True
+
+
+def _batched(writer: Rewriter, a: str, b: str, output: str = "") -> str:
+    """The product of two operands of rank two or more whose batches broadcast."""
+    x, y = writer.shape(a), writer.shape(b)
+    lead = np.broadcast_shapes(x[:-2], y[:-2])
     if x[:-2] == y[:-2] or (len(y) == 2 and writer.is_constant(b)):
-        return False
+        return writer.matmul(a, b, output)
     if prod(y[:-2]) == 1:  # one matrix for the whole batch
         rows = writer.reshape(a, (prod(x[:-1]), x[-1]))
         found = writer.matmul(rows, writer.reshape(b, y[-2:]))
-        lead = np.broadcast_shapes(x[:-2], y[:-2])
-        writer.reshape(found, (*lead, x[-2], y[-1]), writer.output(0))
-        return True
-    lead = np.broadcast_shapes(x[:-2], y[:-2])
+        return writer.reshape(found, (*lead, x[-2], y[-1]), output)
     sides = [_expanded(writer, v, (*lead, *writer.shape(v)[-2:])) for v in (a, b)]
-    writer.matmul(sides[0], sides[1], writer.output(0))
-    return True
+    return writer.matmul(sides[0], sides[1], output)
 
 
 def _expanded(writer: Rewriter, value: str, shape: Sequence[int]) -> str:

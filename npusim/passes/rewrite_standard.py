@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -87,18 +88,31 @@ def _many(op: str) -> Rule:
     return rule
 
 
+#: More single positions than this stay one gathering operator.
+_PICKS = 64
+
+
 def _pick(writer: Rewriter) -> bool:
-    """Gather of one constant position, or of a run of them, from run-time data: a slice."""
+    """Gather of constant positions from run-time data: a slice per run of positions, joined."""
     data = writer.constants.get(writer.input(1))
     shape = writer.shape(writer.input(0))
-    if data is None or not data.size or not shape:
+    if data is None or not data.size or not shape or writer.is_constant(writer.input(0)):
         return False
     axis = int(writer.attribute("axis", 0)) % len(shape)
-    positions = [int(i) % shape[axis] for i in data.ravel()] if shape[axis] else []
-    if not positions or positions != list(range(positions[0], positions[0] + len(positions))):
+    runs: list[list[int]] = []
+    for position in (int(i) % shape[axis] for i in data.ravel()):
+        if runs and runs[-1][1] == position:
+            runs[-1][1] += 1
+        else:
+            runs.append([position, position + 1])
+    if len(runs) > _PICKS:
         return False
-    taken = writer.slice(writer.input(0), axis, positions[0], positions[0] + len(positions))
-    writer.reshape(taken, (*shape[:axis], *data.shape, *shape[axis + 1 :]), writer.output(0))
+    taken = [writer.slice(writer.input(0), axis, start, stop) for start, stop in runs]
+    joined = taken[0]
+    if len(taken) > 1:
+        size = [data.size if d == axis else n for d, n in enumerate(shape)]
+        joined = writer.add("Concat", taken, size, axis=axis)
+    writer.reshape(joined, (*shape[:axis], *data.shape, *shape[axis + 1 :]), writer.output(0))
     return True
 
 
@@ -116,7 +130,27 @@ def _tile(writer: Rewriter) -> bool:
 
 
 def _where(writer: Rewriter) -> bool:
-    """A choice by a constant mask: a mask added to scores, or a product with zeros and ones."""
+    """A choice: by a constant mask a sum with a mask or a product with zeros and ones; else c x + (1 - c) y."""
+    if _where_constant(writer):
+        return True
+    condition, (x, y) = writer.input(0), (_bounded(writer, writer.input(i)) for i in (1, 2))
+    if all(writer.is_constant(i) for i in writer.node.inputs):
+        return False
+    chosen = writer.binary("Mul", writer.unary("Cast", condition, to=1), x)
+    other = writer.binary("Mul", writer.unary("Not", condition), y)
+    writer.binary("Add", chosen, other, writer.output(0))
+    return True
+
+
+def _bounded(writer: Rewriter, value: str) -> str:
+    """The value; a constant that stands for minus infinity as a number whose product with zero is zero."""
+    number = writer.constants.get(value)
+    if number is None or number.dtype.kind != "f" or not (number <= -NEVER).any():
+        return value
+    return writer.constant(np.maximum(number, -NEVER))
+
+
+def _where_constant(writer: Rewriter) -> bool:
     mask = writer.constants.get(writer.input(0))
     for index, keep in ((1, False), (2, True)):
         number = writer.constants.get(writer.input(index))
@@ -133,6 +167,26 @@ def _where(writer: Rewriter) -> bool:
             writer.binary("Mul", other, writer.constant(kept), writer.output(0))
             return True
     return False
+
+
+def _pool_1d(writer: Rewriter) -> bool:
+    """Pooling of one dimension as pooling of images of width one."""
+    shape = writer.shape(writer.input(0))
+    known = writer.values.get(writer.output(0))
+    out = known.shape if known is not None else None
+    if len(shape) != 3 or out is None or len([o for o in writer.node.outputs if o]) != 1:
+        return False
+    wide = ("kernel_shape", "strides", "dilations")
+    attributes: dict[str, Any] = {
+        key: (*value, 1) if key in wide else value
+        for key, value in writer.node.attributes.items()
+        if key != "pads"
+    }
+    low, high = writer.attribute("pads", (0, 0))
+    image = writer.reshape(writer.input(0), (*shape, 1))
+    pooled = writer.add(writer.node.op, (image,), (*out, 1), pads=(low, 0, high, 0), **attributes)
+    writer.reshape(pooled, out, writer.output(0))
+    return True
 
 
 def _reduced_axes(writer: Rewriter) -> list[int] | None:
@@ -208,6 +262,8 @@ STANDARD: Mapping[str, Rule] = {
     "Min": _many("Min"),
     "Max": _many("Max"),
     "Gather": _pick,
+    "AveragePool": _pool_1d,
+    "MaxPool": _pool_1d,
     "Tile": _tile,
     "Where": _where,
     "LogSoftmax": _log_softmax,

@@ -224,6 +224,32 @@ def _masked_by_where(m: Model) -> Any:
     return m("MatMul", m("Softmax", m("Where", mask, scores, lowest), axis=-1), k)
 
 
+@case(2 * 7 * 7 * 4)
+def _masked_at_run_time(m: Model) -> Any:
+    q, k = m.input("q", 1, 1, 7, 4), m.input("k", 1, 1, 7, 4)
+    scores = m("MatMul", q, m("Transpose", k, perm=[0, 1, 3, 2]))
+    mask = m("Less", m.input("limits", 1, 1, 1, 7), m.constant(np.float32(0.8)))
+    lowest = m.constant(np.float32(-np.inf))
+    return m("MatMul", m("Softmax", m("Where", mask, scores, lowest), axis=-1), k)
+
+
+@case(5 * 2 * 4 * 3 + 4)
+def _a_vector_times_a_batch_and_a_vector(m: Model) -> Any:
+    x, y = m("Tanh", m.input("x", 4)), m.input("y", 5, 2, 4, 3)
+    return m("MatMul", x, m("Relu", y)), m("MatMul", x, m("Relu", x))
+
+
+@case(0)
+def _scattered_positions(m: Model) -> Any:
+    return m("Gather", m.input("x", 3, 6), m.constant(np.asarray([[4, 1], [2, 3]])), axis=1)
+
+
+@case(0)
+def _pooling_of_one_dimension(m: Model) -> Any:
+    x = m.input("x", 1, 3, 9)
+    return m("MaxPool", x, kernel_shape=[3], strides=[2], pads=[1, 1]), m("AveragePool", x, kernel_shape=[2])
+
+
 @case(0)
 def _pixel_shuffles(m: Model) -> Any:
     x = m.input("x", 1, 8, 4, 6)
