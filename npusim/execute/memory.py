@@ -11,6 +11,7 @@ import numpy.typing as npt
 from npusim.errors import NpusimError
 from npusim.execute.blocks import Array
 from npusim.execute.expect import expected_writers
+from npusim.execute.ledger import Ledger
 from npusim.execute.sram import Place, Sram, box_index, read_elements, write_elements
 from npusim.layout import Layout
 from npusim.program import DRAM, OPCODES, READ, SRAM, Program
@@ -41,7 +42,10 @@ class Memory:
         self._buffer: list[int] = table.buffer.tolist()
         self._offset = [tuple(o) for o in table.offset.tolist()]
         self._shape = [tuple(s) for s in table.shape.tolist()]
-        self._origin = [tuple(o) for o in buffers.offset.tolist()]
+        held = (buffers.shape[table.buffer] == table.shape) & (buffers.offset[table.buffer] == table.offset)
+        self._whole: list[bool] = held.all(axis=1).tolist()
+        self._low = [tuple(o) for o in (table.offset - buffers.offset[table.buffer]).tolist()]
+        self._ledger = Ledger()
         self._space: list[int] = buffers.space.tolist()
         self._tensor: list[int] = buffers.tensor.tolist()
         self._expected = expected_writers(program)
@@ -66,9 +70,12 @@ class Memory:
         buffer = self._buffer[access]
         if self._space[buffer] == SRAM:
             place = self._place(buffer)
-            low = self._low(access)
-            shadow = place.shadow[box_index(place, low, self._shape[access], place.cells)]
-            self._check(access, shadow)
+            low = self._low[access]
+            writer = self._ledger.sole_writer(buffer)
+            if writer is None:
+                self._check(access, self._marked(access, buffer, place, low))
+            elif writer not in self._expected.get(access, ()):
+                raise RaceError(self._race(access, np.asarray([writer + 1])))
             return read_elements(place, box_index(place, low, self._shape[access], 1), self._shape[access])
         index = self._slices(access)
         if buffer in self._written:
@@ -93,8 +100,9 @@ class Memory:
         buffer = self._buffer[access]
         if self._space[buffer] == SRAM:
             place = self._place(buffer)
-            low = self._low(access)
-            place.shadow[box_index(place, low, self._shape[access], place.cells)] = access + 1
+            low = self._low[access]
+            if self._ledger.write(buffer, place, self._places, access, whole=self._whole[access]):
+                place.shadow[box_index(place, low, self._shape[access], place.cells)] = access + 1
             write_elements(place, box_index(place, low, self._shape[access], 1), values)
             return
         index = self._slices(access)
@@ -160,10 +168,12 @@ class Memory:
             self._arrays.pop(buffer, None)
             self._shadows.pop(buffer, None)
 
-    def _low(self, access: int) -> tuple[int, ...]:
-        return tuple(
-            a - b for a, b in zip(self._offset[access], self._origin[self._buffer[access]], strict=True)
-        )
+    def _marked(self, access: int, buffer: int, place: Place, low: tuple[int, ...]) -> npt.NDArray[np.int32]:
+        """Shadow of a box; of a place that was overwritten as a whole, what overwrote it."""
+        if self._ledger.is_live(buffer):
+            return place.shadow[box_index(place, low, self._shape[access], place.cells)]
+        writer = self._ledger.broken_by(buffer)
+        return np.asarray([0 if writer is None else writer + 1], dtype=np.int32)
 
     def _slices(self, access: int) -> tuple[slice, ...]:
         held = self.program.tensors.shape[self._tensor[self._buffer[access]]].tolist()

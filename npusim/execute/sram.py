@@ -21,13 +21,15 @@ class Place(NamedTuple):
         data: stored elements.
         shadow: 1 + the access that wrote each granule, 0 where nothing did; the last axis has `cells` per element.
         block: columns per block.
-        first_col: column of the tensor where the buffer's first block starts.
+        start, end: first and past the last byte.
     """
 
     data: Array
     shadow: npt.NDArray[np.int32]
     block: int
     cells: int
+    start: int
+    end: int
 
 
 class Sram:
@@ -62,7 +64,7 @@ class Sram:
         cells = dtype.itemsize // self.granule
         data = self._bytes[address : address + size].view(dtype).reshape(stored)
         shadow = self._shadow[address // self.granule : (address + size) // self.granule]
-        return Place(data, shadow.reshape(*stored[:4], padded * cells), block, cells)
+        return Place(data, shadow.reshape(*stored[:4], padded * cells), block, cells, address, address + size)
 
 
 def box_index(place: Place, low: tuple[int, ...], shape: tuple[int, ...], cells: int) -> tuple[slice, ...]:
@@ -97,5 +99,8 @@ def read_elements(place: Place, index: tuple[slice, ...], shape: tuple[int, ...]
 def write_elements(place: Place, index: tuple[slice, ...], values: Array) -> None:
     """Put [b, h, r, c] elements into a box."""
     target = place.data[index]
+    if target.shape[2] == 1:
+        target[:, :, 0] = values
+        return
     batch, heads, blocks, rows, width = target.shape
     target[...] = np.moveaxis(values.reshape(batch, heads, rows, blocks, width), 3, 2)
