@@ -20,38 +20,53 @@ def _npusim(*words: str) -> str:
     return result.output
 
 
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
+    """Runs of two steps per stage, made when first asked for: preset -> its options on the command line."""
+
+    class Lazily(dict[str, tuple[str, ...]]):
+        def __missing__(self, preset: str) -> tuple[str, ...]:
+            out = tmp_path_factory.mktemp(preset)
+            self[preset] = ("--preset", preset, "--out", str(out), "--steps", "2", "--threads", "1")
+            _npusim("all", *self[preset])
+            return self[preset]
+
+    return Lazily()
+
+
 @pytest.mark.training
 @pytest.mark.parametrize("preset", ["toy-small", "toy"])
-def test_every_stage_runs_from_an_empty_folder_to_contact_sheets(preset: str, tmp_path: Path) -> None:
-    words = ("all", "--preset", preset, "--out", str(tmp_path / "run"), "--steps", "2", "--threads", "1")
-    _npusim(*words)
-    results = checkpoints.read_json(tmp_path / "run" / "evaluation" / "results.json")["sets"]
+def test_every_stage_runs_from_an_empty_folder_to_contact_sheets(
+    preset: str, rehearsed: dict[str, tuple[str, ...]]
+) -> None:
+    words = rehearsed[preset]
+    out = Path(words[3])
+    results = checkpoints.read_json(out / "evaluation" / "results.json")["sets"]
     assert set(results) == ({"seen"} if preset == "toy-small" else {"seen", "held-out"})
     names = {"teacher-3", "bk-init-3", "kd-3", "lcm-4", "lcm-2", "lcm-1"}
     for figures in results.values():
         assert set(figures) == names | {"ceiling (renders)", "floor (shuffled captions)"}
-    assert {p.stem for p in (tmp_path / "run" / "sheets").glob("*.png")} == {
-        f"{preset}-{name}" for name in names
-    }
-    again = _npusim(*words)
+    assert {p.stem for p in (out / "sheets").glob("*.png")} == {f"{preset}-{name}" for name in names}
+    again = _npusim("all", *words)
     assert again.count("already finished") == 6
 
 
 @pytest.mark.training
-def test_a_finished_run_ships_a_network_that_loads_and_draws_the_same(tmp_path: Path) -> None:
+def test_a_finished_run_ships_a_network_that_loads_and_draws_the_same(
+    tmp_path: Path, rehearsed: dict[str, tuple[str, ...]]
+) -> None:
     from npusim.training.config import preset as named
     from npusim.training.config import shortened
     from npusim.training.run import Run
     from npusim.training.sample import Contender, Studio
     from npusim.training.ship import LIMIT_BYTES, load_shipped
 
-    words = ("--out", str(tmp_path / "run"), "--steps", "2", "--threads", "1")
-    _npusim("all", *words)
+    words = rehearsed["toy-small"]
     _npusim("ship", *words, "--to", str(tmp_path / "shipped"))
     shipped = load_shipped(tmp_path / "shipped")
     assert set(shipped.card["figures_as_shipped"]) == {"lcm-4", "lcm-2", "lcm-1"}
     assert sum(p.stat().st_size for p in (tmp_path / "shipped").rglob("*.safetensors")) < LIMIT_BYTES
-    run = Run(preset=shortened(named("toy-small"), 2), out=tmp_path / "run")
+    run = Run(preset=shortened(named("toy-small"), 2), out=Path(words[3]))
     caption, contender = ["small red circle top left sand"], Contender("lcm", 4)
     ours = Studio(run).pictures(contender, caption, "test")
     theirs = Studio(run, shipped.parts).pictures(contender, caption, "test", shipped.unet)
@@ -62,11 +77,10 @@ def test_a_finished_run_ships_a_network_that_loads_and_draws_the_same(tmp_path: 
 
 
 @pytest.mark.training
-def test_claims_train_both_rivals_and_give_intervals(tmp_path: Path) -> None:
-    words = ("--out", str(tmp_path / "run"), "--steps", "2", "--threads", "1")
-    _npusim("all", *words)
+def test_claims_train_both_rivals_and_give_intervals(rehearsed: dict[str, tuple[str, ...]]) -> None:
+    words = rehearsed["toy-small"]
     _npusim("claims", *words)
-    report = checkpoints.read_json(tmp_path / "run" / "evaluation" / "claims.json")
+    report = checkpoints.read_json(Path(words[3]) / "evaluation" / "claims.json")
     assert len(report) == 2
     for rows in report.values():
         for row in rows.values():
