@@ -1,4 +1,4 @@
-"""Read an ONNX model into plain data. The only module that imports `onnx`.
+"""Read an ONNX model into plain data. Only this module and `onnx_file` import `onnx`.
 
 Weights are never read here: an initializer keeps its name, shape and type, and its data only if it is small and inline
 (shapes and scalars). External data files may be absent.
@@ -9,91 +9,27 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from npusim.errors import MissingWeightsError, ModelError
-from npusim.onnx_checks import (
-    MAX_DIM,
-    check_file_size,
-    check_graph,
-    check_location,
-    check_scales,
-    check_shape,
-    check_tensor,
+from npusim.errors import ModelError
+from npusim.onnx_checks import MAX_DIM, check_graph, check_scales, check_shape, check_tensor
+from npusim.onnx_file import (
+    STANDARD_DOMAINS,
+    item_bytes,
+    lift_constants,
+    load_bytes,
+    load_small_external,
+    parse,
+    to_array,
 )
-
-#: Constants up to this many elements are kept as data; larger ones are weights and stay on disk.
-SMALL_ELEMENTS = 2048
-_STANDARD_DOMAINS = ("", "ai.onnx")
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Value:
-    """A tensor of the ONNX graph: its shape (None where unknown) and numpy type name."""
-
-    shape: tuple[int, ...] | None
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """One ONNX node.
-
-    Attributes:
-        op: operator type; other domains are prefixed (`com.microsoft.Gelu`).
-        name: as in the file, or `<op>_<index>`.
-        inputs, outputs: value names, '' where omitted.
-        attributes: python values; tensors as numpy arrays.
-        scope: module path from the exporter, or ''.
-        sources: names of the original nodes it stands for (more than one once patterns are fused).
-    """
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    scope: str = ""
-    sources: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxModel:
-    """An ONNX graph as data.
-
-    Attributes:
-        nodes: in topological order.
-        values: shape and type of every value that is known.
-        constants: data of small constants, by name.
-        initializers: names of values that hold weights or constants.
-        inputs, outputs: names of the graph's run-time inputs and outputs.
-    """
-
-    name: str
-    nodes: tuple[Node, ...]
-    values: Mapping[str, Value]
-    constants: Mapping[str, Array]
-    initializers: frozenset[str]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    opset: int
-    producer: str
-    sha256: str
-
-    def evolve(self, **changes: Any) -> OnnxModel:
-        """A copy with some fields replaced."""
-        return replace(self, **changes)
+from npusim.onnx_model import SMALL_ELEMENTS, Array, Node, OnnxModel, Value
 
 
 def read_onnx(
@@ -115,13 +51,13 @@ def read_onnx(
         ModelError: not a file, not ONNX, empty, truncated, a dimension is unbound or absurd, no opset.
     """
     where = str(source) if isinstance(source, Path) else (name or "model")
-    data = _load_bytes(source, where)
+    data = load_bytes(source, where)
     given = name or (source.stem if isinstance(source, Path) else "model")
-    proto = _parse(data, where)
+    proto = parse(data, where)
     try:
         check_graph(proto, source if isinstance(source, Path) else None, where)
         if isinstance(source, Path):
-            _load_small_external(proto.graph, source, where)
+            load_small_external(proto.graph, source, where)
         _bind_inputs(proto, shapes or {}, dims or {}, where)
         return _to_model(_infer(proto, where), given, hashlib.sha256(data).hexdigest(), where)
     except ModelError:
@@ -130,49 +66,6 @@ def read_onnx(
         raise ModelError(
             f"{where}: is malformed ({type(error).__name__}: {error}); export the model again"
         ) from error
-
-
-def _load_bytes(source: Path | bytes, where: str) -> bytes:
-    if isinstance(source, bytes):
-        data = source
-    else:
-        if not source.exists():
-            raise ModelError(
-                f"{where}: no such file; give the path of an .onnx file or a name from 'npusim models list'"
-            )
-        if source.is_dir():
-            raise ModelError(f"{where}: is a folder; give the path of an .onnx file inside it")
-        try:
-            check_file_size(source, where)
-            data = source.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
-    if not data:
-        raise ModelError(f"{where}: is empty (0 bytes); export the model again")
-    return data
-
-
-def _parse(data: bytes, where: str) -> onnx.ModelProto:
-    try:
-        proto = onnx.load_model_from_string(data)
-    except Exception as error:  # protobuf raises several unrelated types
-        raise ModelError(
-            f"{where}: is not an ONNX file, or is truncated ({len(data)} bytes do not parse as an ONNX protobuf); "
-            "export the model again"
-        ) from error
-    if not proto.graph.node and not proto.graph.output:
-        raise ModelError(f"{where}: holds no graph (no nodes, no outputs); is it really an ONNX model?")
-    if not proto.opset_import:
-        raise ModelError(
-            f"{where}: does not say which operator set it uses (opset_import is empty); export it again"
-        )
-    newest = onnx.defs.onnx_opset_version()
-    for used in proto.opset_import:
-        if used.domain in _STANDARD_DOMAINS and not 1 <= used.version <= newest:
-            raise ModelError(
-                f"{where}: uses operator set {used.version}; 1 to {newest} are known; export it for one of these"
-            )
-    return proto
 
 
 def _bind_inputs(
@@ -250,7 +143,7 @@ def _infer(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 def _to_model(proto: onnx.ModelProto, name: str, sha256: str, where: str) -> OnnxModel:
     graph = proto.graph
-    _lift_constants(graph)
+    lift_constants(graph)
     values, constants = _read_initializers(graph, where)
     initializers = frozenset(i.name for i in graph.initializer)
     for info in (*graph.input, *graph.value_info, *graph.output):
@@ -270,26 +163,10 @@ def _to_model(proto: onnx.ModelProto, name: str, sha256: str, where: str) -> Onn
         initializers=initializers,
         inputs=tuple(i.name for i in graph.input if i.name not in initializers),
         outputs=tuple(o.name for o in graph.output),
-        opset=max((o.version for o in proto.opset_import if o.domain in _STANDARD_DOMAINS), default=0),
+        opset=max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0),
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         sha256=sha256,
     )
-
-
-def _lift_constants(graph: Any) -> None:
-    """Constant nodes that hold a tensor (the legacy exporter's weights) become initializers, in place."""
-    kept = []
-    for node in graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
-        if node.op_type == "Constant" and value is not None and node.output:
-            lifted = graph.initializer.add()
-            lifted.CopyFrom(value)
-            lifted.name = node.output[0]
-        else:
-            kept.append(node)
-    if len(kept) != len(graph.node):
-        del graph.node[:]
-        graph.node.extend(kept)
 
 
 def _check_outputs(graph: Any, available: set[str], where: str) -> None:
@@ -323,40 +200,17 @@ def _read_initializers(graph: Any, where: str) -> tuple[dict[str, Value], dict[s
     constants: dict[str, Array] = {}
     for init in graph.initializer:
         shape = tuple(init.dims)
-        held = check_tensor(init, _item_bytes(init.data_type), where)
+        held = check_tensor(init, item_bytes(init.data_type), where)
         values[init.name] = Value(shape=shape, dtype=_dtype_name(init.data_type))
         if held and prod(shape) <= SMALL_ELEMENTS:
-            constants[init.name] = _to_array(init, where)
+            constants[init.name] = to_array(init, where)
     return values, constants
-
-
-def _item_bytes(data_type: int) -> int:
-    """Bytes of an element of a tensor type; 0 where elements are packed or of no fixed size."""
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(data_type)
-    except (KeyError, ValueError):
-        return 0
-    packed = "INT4" in onnx.TensorProto.DataType.Name(data_type) or dtype.kind in "OSU"
-    return (
-        0
-        if packed or dtype.itemsize == 0 or ("4" in dtype.name[-2:] and dtype.itemsize == 1)
-        else dtype.itemsize
-    )
-
-
-def _to_array(init: Any, where: str) -> Array:
-    try:
-        return np.asarray(numpy_helper.to_array(init))
-    except Exception as error:  # wrong raw-data length, unknown type ...
-        raise ModelError(
-            f"{where}: the data of initializer '{init.name}' does not match its shape {list(init.dims)}; export the model again"
-        ) from error
 
 
 def _read_nodes(graph: Any, where: str) -> Iterable[Node]:
     seen: set[str] = set()
     for i, node in enumerate(graph.node):
-        prefix = "" if node.domain in _STANDARD_DOMAINS else f"{node.domain}."
+        prefix = "" if node.domain in STANDARD_DOMAINS else f"{node.domain}."
         name = node.name or f"{node.op_type}_{i}"
         while name in seen:
             name = f"{name}#{i}"
@@ -376,7 +230,7 @@ def _read_attribute(attribute: Any, node: str, where: str) -> Any:
     try:
         value = onnx.helper.get_attribute_value(attribute)
         if attribute.type == onnx.AttributeProto.TENSOR:
-            check_tensor(value, _item_bytes(value.data_type), where)
+            check_tensor(value, item_bytes(value.data_type), where)
             return numpy_helper.to_array(value)
     except ModelError:
         raise
@@ -492,85 +346,3 @@ def _value_of_type(type_proto: Any) -> Value:
     if type_proto is None:
         return Value(shape=None, dtype="")
     return _read_value(onnx.ValueInfoProto(name="x", type=type_proto))
-
-
-# ---- weights: only when a plan is run on real numbers ---------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredData:
-    """Where the data of an initializer is: in memory, or at `offset` bytes of a file beside the model."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    data: Array | None = None
-    path: Path | None = None
-    offset: int = 0
-
-
-def read_initializers(path: Path) -> Mapping[str, StoredData]:
-    """Every initializer and constant of a model: inline data as arrays, external data as a place in a checked file.
-
-    Raises:
-        ModelError: not an ONNX file; external data outside the model's folder, behind a link, absent or of no numpy type.
-    """
-    where = str(path)
-    proto = _parse(_load_bytes(path, where), where)
-    _lift_constants(proto.graph)
-    return {i.name: _stored_data(i, path, where) for i in proto.graph.initializer}
-
-
-def _load_small_external(graph: Any, model: Path, where: str) -> None:
-    """Bring small constants (positions, shapes) from the file beside the model into the graph, in place, if it is there."""
-    for init in graph.initializer:
-        if init.data_location != onnx.TensorProto.EXTERNAL or prod(init.dims) > SMALL_ELEMENTS:
-            continue
-        try:
-            stored = _stored_data(init, model, where)
-        except MissingWeightsError:
-            continue
-        assert stored.path is not None
-        count = prod(stored.shape)
-        with stored.path.open("rb") as file:
-            file.seek(stored.offset)
-            data = file.read(count * np.dtype(stored.dtype).itemsize)
-        if len(data) == count * np.dtype(stored.dtype).itemsize:
-            init.ClearField("external_data")
-            init.data_location = onnx.TensorProto.DEFAULT
-            init.raw_data = data
-
-
-def _stored_data(init: Any, model: Path, where: str) -> StoredData:
-    shape = tuple(init.dims)
-    if init.data_location != onnx.TensorProto.EXTERNAL:
-        data = _to_array(init, where)
-        return StoredData(shape=shape, dtype=data.dtype.name, data=data)
-    fields = {entry.key: entry.value for entry in init.external_data}
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(init.data_type)
-        offset = int(fields.get("offset", 0))
-    except (KeyError, ValueError) as error:
-        raise ModelError(
-            f"{where}: the external data of '{init.name}' has an unknown type or offset; export the model again"
-        ) from error
-    if offset < 0 or any(d < 0 for d in shape):
-        raise ModelError(
-            f"{where}: the external data of '{init.name}' has a negative offset or size; export the model again"
-        )
-    return StoredData(
-        shape=shape,
-        dtype=dtype.name,
-        path=_beside(model, fields.get("location", ""), init.name, where),
-        offset=offset,
-    )
-
-
-def _beside(model: Path, location: str, name: str, where: str) -> Path:
-    """The external data file, which must be an ordinary file inside the model's folder, reached without links."""
-    check_location(model.parent, location, name, where)
-    file = model.parent.joinpath(*location.replace("\\", "/").split("/"))
-    if not file.is_file():
-        raise MissingWeightsError(
-            f"{where}: the weights file {location!r} is not there; put it beside the model"
-        )
-    return file

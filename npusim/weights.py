@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from npusim.errors import ModelError
 from npusim.graph import Graph, Normalization, Packing, Tensor
-from npusim.onnx_reader import StoredData, read_initializers
+from npusim.onnx_file import StoredData, read_initializers
 
 Array = npt.NDArray[Any]
 

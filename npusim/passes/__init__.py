@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from npusim.errors import ModelError, NpusimError
 from npusim.graph import Graph
-from npusim.onnx_reader import OnnxModel
+from npusim.onnx_model import OnnxModel
 from npusim.passes.canonical import canonicalize
 from npusim.passes.fold import fold_constants
 from npusim.passes.fuse import fuse_layers

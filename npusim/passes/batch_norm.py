@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from npusim.graph import Layer, Normalization, Operand
-from npusim.onnx_reader import Node
+from npusim.onnx_model import Node
 from npusim.passes.builder import Builder, operand, weight_operand
 from npusim.passes.view import Groups, default_groups
 

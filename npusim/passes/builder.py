@@ -10,7 +10,7 @@ from typing import Any
 
 from npusim.errors import ModelError
 from npusim.graph import Layer, Operand, Packing, Part, Shape4, Tensor, TensorKind
-from npusim.onnx_reader import Array, Node, OnnxModel
+from npusim.onnx_model import Array, Node, OnnxModel
 from npusim.passes.view import Groups, View, default_groups, is_arranged, stored
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from npusim.errors import ModelError, NpusimError
 from npusim.graph import Coverage, Graph, Tensor, Window
 from npusim.onnx_checks import check_shape
-from npusim.onnx_reader import Node, OnnxModel
+from npusim.onnx_model import Node, OnnxModel
 from npusim.passes.batch_norm import BATCH_NORM
 from npusim.passes.builder import Builder, operand
 from npusim.passes.derive import derive

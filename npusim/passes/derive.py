@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from npusim.onnx_reader import Node
+from npusim.onnx_model import Node
 from npusim.passes.builder import Builder, Derived
 
 Step = tuple[str, tuple[int, ...]]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from npusim.graph import Operand
-from npusim.onnx_reader import Node
+from npusim.onnx_model import Node
 from npusim.passes.builder import Builder, operand, weight_operand
 from npusim.passes.view import (
     Groups,

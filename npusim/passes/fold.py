@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from npusim.errors import ModelError, NpusimError
-from npusim.onnx_reader import SMALL_ELEMENTS, Array, Node, OnnxModel, Value, infer_node
+from npusim.onnx_model import SMALL_ELEMENTS, Array, Node, OnnxModel, Value
+from npusim.onnx_reader import infer_node
 from npusim.passes.rewrite import Rule, rewrite
 from npusim.passes.rewrite_attention import ATTENTION
 from npusim.passes.rewrite_microsoft import MICROSOFT

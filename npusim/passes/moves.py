@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 
 from npusim.errors import ModelError
-from npusim.onnx_reader import Node
+from npusim.onnx_model import Node
 from npusim.passes.builder import Builder, operand
 from npusim.passes.elementwise import broadcast
 from npusim.passes.view import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from npusim.onnx_reader import Node, OnnxModel
+from npusim.onnx_model import Node, OnnxModel
 
 
 def order_nodes(model: OnnxModel) -> OnnxModel:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npusim.onnx_reader import Node, OnnxModel
+from npusim.onnx_model import Node, OnnxModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

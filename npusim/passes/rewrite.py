@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from npusim.onnx_reader import Array, Node, OnnxModel, Value
+from npusim.onnx_model import Array, Node, OnnxModel, Value
 
 #: Subtracted from scores that must not be attended to: exp(-1e4) is 0 in any format, and unlike infinity it can be quantized.
 NEVER = 1e4

@@ -12,7 +12,8 @@ import pytest
 from npusim import api
 from npusim.graph import Graph
 from npusim.models import zoo
-from npusim.onnx_reader import OnnxModel, read_onnx
+from npusim.onnx_model import OnnxModel
+from npusim.onnx_reader import read_onnx
 from npusim.ops import macs_of
 from npusim.passes import to_layers
 from npusim.scheduler.problem import Infeasible
