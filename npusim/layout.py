@@ -89,7 +89,13 @@ def _blocked(tensor: Ints, box: Ints, layout: Ints, element_bytes: Ints) -> tupl
     size = box[:, 0] * box[:, 1] * box[:, 2] * width * element_bytes
     per_block = np.where(whole_block, 1, box[:, 2])
     whole_rows = whole_block & (box[:, 2] == tensor[:, 2])
-    outer = np.where(whole_rows, 1, blocks) * box[:, 1] * box[:, 0]
+    whole_matrix = whole_rows & (box[:, 3] == tensor[:, 3])  # then the heads lie one after the other
+    whole_heads = whole_matrix & (box[:, 1] == tensor[:, 1])
+    outer = (
+        np.where(whole_rows, 1, blocks)
+        * np.where(whole_matrix, 1, box[:, 1])
+        * np.where(whole_heads, 1, box[:, 0])
+    )
     return size, per_block * outer
 
 

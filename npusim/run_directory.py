@@ -37,12 +37,21 @@ def check_replaceable(directory: Path) -> None:
         raise OutputError(f"{directory}: is in the way and no folder; give another place with --out")
     if not directory.exists():
         return
-    foreign = sorted(p.name for p in directory.iterdir() if p.name not in _OURS)
+    names = sorted(p.name for p in directory.iterdir())
+    foreign = [name for name in names if name not in _OURS] or ([] if _is_run(directory) else names)
     if foreign:
         raise OutputError(
             f"{directory}: holds '{foreign[0]}', which npusim did not write; only a run directory of npusim is replaced: "
             "give an empty or a new folder with --out"
         )
+
+
+def _is_run(directory: Path) -> bool:
+    """Whether the folder's plan says that npusim wrote it."""
+    try:
+        return '"npusim_version"' in (directory / PLAN).read_text("utf-8")[:200]
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def write_run(profile: Profile, directory: Path) -> None:

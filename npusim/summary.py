@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npusim.cost import Work, energy_pj
-from npusim.graph import Graph
+from npusim.graph import Graph, Layer
 from npusim.plan import Plan
 from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
 from npusim.trace import Trace, lane_busy_ps, sram_occupancy, union_ps
@@ -96,16 +96,25 @@ def _average(times: Ints, values: Ints) -> float:
 
 
 def _coverage(graph: Graph, program: Program, work: Work) -> dict[str, Any]:
-    unknown = {i for i, layer in enumerate(graph.layers) if layer.op == "unknown"}
-    odd = np.isin(program.commands.layer, sorted(unknown))
+    unknown = [i for i, layer in enumerate(graph.layers) if layer.op == "unknown"]
+    odd = np.isin(program.commands.layer, unknown)
     total = int(work.dram_bytes.sum())
+    known = int(program.commands.macs.sum() - program.commands.recomputed_macs.sum())
+    missed = sum(_possible_macs(graph, graph.layers[i]) for i in unknown)
     nodes = graph.coverage
     return {
         "nodes": nodes.modelled_nodes / nodes.nodes if nodes.nodes else 1.0,
-        "macs": 1.0,
+        "macs": known / (known + missed) if missed else 1.0,
         "bytes": 1.0 - float(work.dram_bytes[odd].sum()) / total if total else 1.0,
         "unmodelled": {op: list(names) for op, names in nodes.unmodelled.items()},
     }
+
+
+def _possible_macs(graph: Graph, layer: Layer) -> int:
+    """What an unknown operator may multiply: each row of x by each of its matrices (our estimate, rather high than zero)."""
+    x, *others = (graph.tensors[p.tensor] for o in layer.operands for p in o.parts)
+    rows = x.elements // x.shape[3]
+    return sum(rows * t.elements for t in others if t.elements > t.shape[3])
 
 
 def assumptions(plan: Plan) -> list[str]:

@@ -83,9 +83,6 @@ def test_blocked_boxes_have_the_bytes_and_runs_of_their_addresses(
     assert counted(tensor, box, layout) == (2 * len(addresses), runs(addresses))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known: whole blocked heads that lie one after the other count as a run each"
-)
 def test_whole_blocked_heads_that_lie_one_after_the_other_are_one_run() -> None:
     """Scores of a cross-attention, 77 keys padded to 80, two heads of a tile, all queries."""
     tensor: Shape4 = (1, 8, 4, 77)

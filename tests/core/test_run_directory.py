@@ -97,9 +97,6 @@ def test_a_folder_with_anything_else_is_refused_and_kept(
     assert names(tmp_path) == {name, "plan.json"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known: file names alone make a folder ours; anybody's report.html would be deleted"
-)
 def test_a_folder_with_only_a_strangers_report_is_refused(made: api.Profile, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<h1>my own report</h1>", "utf-8")
     with pytest.raises(OutputError):
