@@ -24,7 +24,7 @@ _IDENTITIES = frozenset({"Identity", "Dropout", "CastLike"})
 _QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _RULES: Mapping[str, Rule] = {**ATTENTION, **MICROSOFT, **CONTRACTIONS, **STANDARD}
 #: Operators that onnx defines by other operators, and does not always infer: their output has the shape of their input.
-_KEEP_SHAPE = frozenset({"GroupNormalization", "Gelu", "HardSwish", "Mish", "Softplus", "Softmax", "Swish"})
+_KEEP_SHAPE = frozenset({"GroupNormalization", "Gelu", "HardSwish", "Mish", "Softplus", "Swish"})
 _FLOATS = frozenset({"float", "float16", "double", "bfloat16"})
 
 

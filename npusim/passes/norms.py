@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
+from npusim.errors import ModelError
 from npusim.graph import Operand
 from npusim.onnx_model import Node
 from npusim.passes.builder import Builder, operand, weight_operand
@@ -47,6 +48,11 @@ def _over_cols(
     """A layer that normalises each row over its columns: dimension `axis`, and all later ones if `to_end`."""
     view = builder.view(node.inputs[0])
     rank = len(view.dims)
+    if not -rank <= axis < max(rank, 1):
+        raise ModelError(
+            f"{builder.model.name}: node '{node.name}' ({node.op}) has axis {axis}, its input has {rank} dimensions; "
+            "export the model again"
+        )
     first = axis % rank if rank else 0
     dims = tuple(range(first, rank)) if to_end else (first,)[:rank]
     if tuple(i for d in dims for i in view.dims[d]) != view.axis_atoms(3):
@@ -63,7 +69,12 @@ def _group_norm(builder: Builder, node: Node) -> bool:
     image: Groups = ((0,), (), tuple(range(2, len(shape))), (1,))
     affine = [o for i in (1, 2) for o in _affine(builder, node, i)]
     groups = int(node.attributes.get("num_groups", shape[1]))
-    if any(o.cols != shape[1] for o in affine) or groups < 1 or shape[1] % groups:
+    if groups < 1 or shape[1] % groups:
+        raise ModelError(
+            f"{builder.model.name}: node '{node.name}' ({node.op}) cuts {shape[1]} channels into {groups} groups; "
+            "the number of groups must divide the channels; export the model again"
+        )
+    if any(o.cols != shape[1] for o in affine):
         return False
     view = builder.arranged(node, builder.view(node.inputs[0]), image)
     attributes = {"groups": groups, "epsilon": float(node.attributes.get("epsilon", 1e-5))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,47 @@ def test_hostile_files_are_refused_with_one_sentence(outcomes: Outcomes, folder:
 @pytest.mark.parametrize("name", hostile.HOSTILE)
 def test_nothing_outside_the_folder_is_read(outcomes: Outcomes, name: str) -> None:
     assert not [path for path in outcomes[name]["opened"] if "canary" in path]
+
+
+MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+def test_names_with_markup_are_shown_as_text(tmp_path: Path) -> None:
+    """Such a name is odd but legal: the model is profiled, and its page must not run it."""
+    nodes = [
+        hostile.helper.make_node("Conv", ["x", MARKUP], [f"a{MARKUP}"], name=f"{MARKUP}.conv"),
+        hostile.helper.make_node("Softmax", [f"a{MARKUP}"], ["y"], name=MARKUP),
+    ]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(hostile.model(nodes, [hostile.weight(MARKUP, 6, 4, 3, 3)]).SerializeToString())
+    out = tmp_path / "run"
+    program = "import sys; from npusim import cli; sys.argv[0] = 'npusim'; cli.main()"
+    command = [sys.executable, "-c", program, "profile", str(path), "--out", str(out), "--tiles", "sram"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert MARKUP not in page
+    assert "<img src=x" not in page
+
+
+def test_nodes_in_any_order_are_put_in_order(tmp_path: Path) -> None:
+    from npusim import api
+
+    nodes = [hostile.node("Tanh", ["a"]), hostile.node("Relu", ["x"], ["a"])]
+    graph = api.load_graph(hostile.model(nodes).SerializeToString(), name="unsorted")
+    assert [layer.attributes["function"] for layer in graph.layers] == ["relu", "tanh"]
+
+
+def test_plans_do_not_depend_on_the_seed_of_python_hashes(tmp_path: Path) -> None:
+    program = (
+        "import hashlib, json; from npusim import api;"
+        "p = api.profile('clip-text-encoder', tiles='sram');"
+        "print(hashlib.sha256((repr(p.plan) + repr(p.graph.layers) + json.dumps(p.summary)).encode()).hexdigest())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(printed) == 1
