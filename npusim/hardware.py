@@ -81,7 +81,7 @@ class Sram(_Section):
 class Dma(_Section):
     """Channels between DRAM and SRAM: set-up per transfer, rate limit per channel, overhead per contiguous run."""
 
-    channels: PositiveInt
+    channels: Annotated[int, Field(gt=0, le=64)]
     setup_s: NonNegativeFloat
     channel_bytes_per_s: PositiveInt
     run_overhead_bytes: NonNegativeFloat

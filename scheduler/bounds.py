@@ -152,6 +152,11 @@ def _needed_rows(problem: Problem, layer: Layer, operand: Operand, total: int) -
     return len({row for window in windows for row in window}) / in_h
 
 
+def _is_barrier(problem: Problem, layer: Layer) -> bool:
+    """Whether the layer needs all of its input before any output: GroupNorm of one image (of several, each has its own moment)."""
+    return layer.op == "group_norm" and problem.graph.tensors[layer.output].shape[0] == 1
+
+
 def _worst_excess(problem: Problem) -> int:
     """Most bytes over the SRAM's size that must be alive at once in every order.
 
@@ -163,7 +168,7 @@ def _worst_excess(problem: Problem) -> int:
     consumers = graph.consumers()
     worst = 0
     for layer in graph.layers:
-        if layer.op != "group_norm":
+        if not _is_barrier(problem, layer):
             continue
         before, after = nx.ancestors(dag, layer.name), nx.descendants(dag, layer.name) | {layer.name}
         alive = sum(
@@ -188,7 +193,7 @@ def _critical_path(problem: Problem, tensor: Mapping[str, int], vector: Mapping[
     count = len(layers)
     reach = _reachable(problem)
     work = np.asarray([[tensor[x.name] for x in layers], [vector[x.name] for x in layers]], dtype=np.int64)
-    barriers = [i for i, x in enumerate(layers) if x.op == "group_norm"]
+    barriers = [i for i, x in enumerate(layers) if _is_barrier(problem, x)]
     everything = np.ones(count, dtype=bool)
     end_of: dict[int, int] = {}
     for v in [*barriers, -1]:
