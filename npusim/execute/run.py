@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from npusim.execute.blocks import Array, Block
-from npusim.execute.compute import Compute, wanted_rows
+from npusim.execute.compute import Compute
 from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
+from npusim.execute.vector_layers import wanted_rows
 from npusim.execute.windows import pack, unpack
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox

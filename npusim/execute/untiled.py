@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from npusim.execute.blocks import Array, Block
-from npusim.execute.compute import OUT, PARAMETERS, STATISTICS, Compute, X, wanted_rows
+from npusim.execute.compute import Compute
 from npusim.execute.formats import Numbers
 from npusim.execute.stages import MAIN, gate_position, stage_after
+from npusim.execute.vector_layers import OUT, PARAMETERS, STATISTICS, X, wanted_rows
 from npusim.execute.windows import pack, unpack
 from npusim.graph import Graph, Layer, Operand
 from npusim.lower.geometry import TensorBox
