@@ -102,7 +102,8 @@ class VaeSize:
     layers_per_block: int
     latent_channels: int
     norm_groups: int = 32
-    scaling_factor: float | None = None  # None: measured, 1 / standard deviation of the latents (SD's rule)
+    scaling_factor: float | None = None  # None: measured, so that latents have this standard deviation:
+    latent_std: float = 1.0  # SD's rule is 1; less means noisier (Chen 2023, input scaling)
     gate: float = 0.9  # ours: mean attribute accuracy that the classifier must read from reconstructions
 
 
@@ -191,7 +192,9 @@ def _toy_small() -> Preset:
             latent_channels=8,
         ),
         text=TextSize(hidden=64, layers=1, heads=4, tokens=8),
-        vae=VaeSize(patch=4, channels=(96,), layers_per_block=1, latent_channels=8, norm_groups=16),
+        vae=VaeSize(
+            patch=4, channels=(96,), layers_per_block=1, latent_channels=8, norm_groups=16, latent_std=0.5
+        ),
         pool=16384,
         classifier=Training(steps=500, batch=128, optimiser=Optimiser(lr=2e-3)),
         autoencoder=Training(steps=900, batch=64, optimiser=_VAE_OPTIMISER),
@@ -199,7 +202,7 @@ def _toy_small() -> Preset:
             training=Training(
                 steps=1500, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995
             ),
-            min_snr=5.0,
+            min_snr=1.0,
         ),
         kd=KdStage(training=Training(steps=400, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.99)),
         lcm=LcmStage(
@@ -227,7 +230,9 @@ def _toy() -> Preset:
             latent_channels=16,
         ),
         text=TextSize(hidden=96, layers=2, heads=4, tokens=16),
-        vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=4),
+        vae=VaeSize(
+            patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=4, latent_std=0.5
+        ),
         pool=24576,
         classifier=Training(steps=1200, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
         autoencoder=Training(steps=5000, batch=16, optimiser=_VAE_OPTIMISER),  # many small steps
@@ -235,7 +240,7 @@ def _toy() -> Preset:
             training=Training(
                 steps=4000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998
             ),
-            min_snr=5.0,
+            min_snr=1.0,
         ),
         kd=KdStage(training=Training(steps=1000, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.995)),
         lcm=LcmStage(
