@@ -47,6 +47,11 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
+def serialized(*arguments: Any, **options: Any) -> bytes:
+    """`model(...)` as bytes."""
+    return bytes(model(*arguments, **options).SerializeToString())
+
+
 def node(op: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes: Any) -> Any:
     return helper.make_node(op, inputs, outputs, name=f"the_{op}", **attributes)
 
@@ -63,7 +68,7 @@ def one(op: str, *more: Any, opset: int = 18, **attributes: Any) -> bytes:
     """A model of one node that reads `x` and then the given constants."""
     names = [f"c{i}" for i in range(len(more))]
     held = [constant(n, d) for n, d in zip(names, more, strict=True)]
-    return model([node(op, ["x", *names], **attributes)], held, opset=opset).SerializeToString()
+    return serialized([node(op, ["x", *names], **attributes)], held, opset=opset)
 
 
 def bare_tensor(name: str, dims: Sequence[int], *, raw: bytes = b"", dtype: int = FLOAT) -> Any:
@@ -73,7 +78,7 @@ def bare_tensor(name: str, dims: Sequence[int], *, raw: bytes = b"", dtype: int 
 
 
 def with_tensor(tensor: Any) -> bytes:
-    return model([node("Add", ["x", tensor.name])], [tensor]).SerializeToString()
+    return serialized([node("Add", ["x", tensor.name])], [tensor])
 
 
 def external(location: str) -> bytes:
@@ -118,7 +123,7 @@ def _claims_more_bytes_than_numbers_go(folder: Path) -> bytes:
 
 @hostile
 def _seeded_noise(folder: Path) -> bytes:
-    return np.random.default_rng(0).bytes(4096)
+    return bytes(np.random.default_rng(0).bytes(4096))
 
 
 @hostile
@@ -151,12 +156,12 @@ def _no_operator_set(folder: Path) -> bytes:
 
 @hostile
 def _operator_set_of_the_future(folder: Path) -> bytes:
-    return model([node("Relu", ["x"])], opset=1_000_000).SerializeToString()
+    return serialized([node("Relu", ["x"])], opset=1_000_000)
 
 
 @hostile
 def _negative_operator_set(folder: Path) -> bytes:
-    return model([node("Relu", ["x"])], opset=-3).SerializeToString()
+    return serialized([node("Relu", ["x"])], opset=-3)
 
 
 # ---- graphs ---------------------------------------------------------------------------------------------------------
@@ -165,46 +170,42 @@ def _negative_operator_set(folder: Path) -> bytes:
 @hostile
 def _cycle(folder: Path) -> bytes:
     nodes = [node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])]
-    return model(nodes).SerializeToString()
+    return serialized(nodes)
 
 
 @hostile
 def _node_that_reads_itself(folder: Path) -> bytes:
-    return model([node("Add", ["x", "y"])]).SerializeToString()
+    return serialized([node("Add", ["x", "y"])])
 
 
 @hostile
 def _input_that_nothing_makes(folder: Path) -> bytes:
-    return model([node("Add", ["x", "ghost"])]).SerializeToString()
+    return serialized([node("Add", ["x", "ghost"])])
 
 
 @hostile
 def _output_that_nothing_makes(folder: Path) -> bytes:
-    return model([node("Relu", ["x"], ["z"])]).SerializeToString()
+    return serialized([node("Relu", ["x"], ["z"])])
 
 
 @hostile
 def _value_made_twice(folder: Path) -> bytes:
-    return model([node("Relu", ["x"]), node("Tanh", ["x"])]).SerializeToString()
+    return serialized([node("Relu", ["x"]), node("Tanh", ["x"])])
 
 
 @hostile
 def _node_that_overwrites_a_weight(folder: Path) -> bytes:
-    return model(
-        [node("Relu", ["x"], ["w"]), node("Add", ["x", "w"])], [weight("w", 1, 4, 8, 8)]
-    ).SerializeToString()
+    return serialized([node("Relu", ["x"], ["w"]), node("Add", ["x", "w"])], [weight("w", 1, 4, 8, 8)])
 
 
 @hostile
 def _input_twice(folder: Path) -> bytes:
-    return model(
-        [node("Relu", ["x"])], inputs=[value("x", 1, 4, 8, 8), value("x", 1, 4, 8, 9)]
-    ).SerializeToString()
+    return serialized([node("Relu", ["x"])], inputs=[value("x", 1, 4, 8, 8), value("x", 1, 4, 8, 9)])
 
 
 @hostile
 def _initializer_twice(folder: Path) -> bytes:
-    return model([node("Add", ["x", "w"])], [weight("w", 8), weight("w", 8, 8)]).SerializeToString()
+    return serialized([node("Add", ["x", "w"])], [weight("w", 8), weight("w", 8, 8)])
 
 
 def _if(depth: int) -> Any:
@@ -216,9 +217,7 @@ def _if(depth: int) -> Any:
 @hostile
 def _nested_conditions(folder: Path) -> bytes:
     inputs = [value("x", 1, 4, 8, 8), value("cond", dtype=TensorProto.BOOL)]
-    return model(
-        [_if(12), node("Relu", ["r12"])], inputs=inputs, outputs=[value("y", 1, 4, 8, 8)]
-    ).SerializeToString()
+    return serialized([_if(12), node("Relu", ["r12"])], inputs=inputs, outputs=[value("y", 1, 4, 8, 8)])
 
 
 @hostile
@@ -231,16 +230,14 @@ def _operator_of_nobody(folder: Path) -> bytes:
 @hostile
 def _sequence_instead_of_a_tensor(folder: Path) -> bytes:
     kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, [2]))
-    return model(
-        [node("SequenceLength", ["x"])], inputs=[helper.make_value_info("x", kind)]
-    ).SerializeToString()
+    return serialized([node("SequenceLength", ["x"])], inputs=[helper.make_value_info("x", kind)])
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------
 
 
 def _input_of(*shape: Any) -> bytes:
-    return model([node("Relu", ["x"])], inputs=[value("x", *shape)]).SerializeToString()
+    return serialized([node("Relu", ["x"])], inputs=[value("x", *shape)])
 
 
 @hostile
@@ -313,7 +310,7 @@ def _unknown_element_type(folder: Path) -> bytes:
 @hostile
 def _constant_node_with_wrong_data(folder: Path) -> bytes:
     broken = bare_tensor("w", [8], raw=b"\0" * 5)
-    return model([node("Constant", [], ["w"], value=broken), node("Add", ["x", "w"])]).SerializeToString()
+    return serialized([node("Constant", [], ["w"], value=broken), node("Add", ["x", "w"])])
 
 
 @hostile
@@ -321,7 +318,7 @@ def _shape_whose_data_is_absent(folder: Path) -> bytes:
     tensor = TensorProto(name="s", data_type=INT64, data_location=TensorProto.EXTERNAL)
     tensor.dims.extend([2])
     tensor.external_data.add(key="location", value="weights.bin")
-    return model([node("Reshape", ["x", "s"])], [tensor]).SerializeToString()
+    return serialized([node("Reshape", ["x", "s"])], [tensor])
 
 
 # ---- data outside the folder ----------------------------------------------------------------------------------------
@@ -378,7 +375,7 @@ def _quantized(scale: float) -> bytes:
     names = ["s", "z"]
     held = [constant("s", np.float32(scale)), constant("z", np.int8(0))]
     nodes = [node("QuantizeLinear", ["x", *names], ["q"]), node("DequantizeLinear", ["q", *names])]
-    return model(nodes, held).SerializeToString()
+    return serialized(nodes, held)
 
 
 @hostile
@@ -411,7 +408,7 @@ def _resized(scale: float) -> bytes:
         constant("roi", np.zeros(0, np.float32)),
         constant("s", np.asarray([1, 1, scale, scale], np.float32)),
     ]
-    return model([node("Resize", ["x", "roi", "s"])], held).SerializeToString()
+    return serialized([node("Resize", ["x", "roi", "s"])], held)
 
 
 @hostile
@@ -428,7 +425,7 @@ def _resizing_to_an_absurd_size(folder: Path) -> bytes:
 
 
 def _named(name: str) -> bytes:
-    return model([helper.make_node("Relu", ["x"], ["a"], name=name), node("Tanh", ["a"])]).SerializeToString()
+    return serialized([helper.make_node("Relu", ["x"], ["a"], name=name), node("Tanh", ["a"])])
 
 
 @hostile
@@ -453,7 +450,7 @@ def _name_of_a_megabyte(folder: Path) -> bytes:
 
 @hostile
 def _value_name_with_a_nul(folder: Path) -> bytes:
-    return model([node("Relu", ["x"], ["a\0b"]), node("Tanh", ["a\0b"])]).SerializeToString()
+    return serialized([node("Relu", ["x"], ["a\0b"]), node("Tanh", ["a\0b"])])
 
 
 # ---- operators against their definitions ----------------------------------------------------------------------------
@@ -482,31 +479,37 @@ _SHAPE_CASES: dict[str, bytes] = {
     "padding_below_nothing": one("Pad", np.asarray([0, 0, -9, 0, 0, 0, -9, 0], np.int64)),
     "slice_of_nothing": one("Slice", np.asarray([5]), np.asarray([5]), np.asarray([2])),
 }  # fmt: skip
-HOSTILE.update({name: (lambda folder, data=data: data) for name, data in _SHAPE_CASES.items()})
+
+
+def _constantly(data: bytes) -> Maker:
+    return lambda folder: data
+
+
+HOSTILE.update({name: _constantly(data) for name, data in _SHAPE_CASES.items()})
 
 
 @hostile
 def _range_without_a_step(folder: Path) -> bytes:
     held = [constant("a", np.int64(0)), constant("b", np.int64(9)), constant("c", np.int64(0))]
-    return model([node("Range", ["a", "b", "c"], ["r"]), node("Add", ["x", "r"])], held).SerializeToString()
+    return serialized([node("Range", ["a", "b", "c"], ["r"]), node("Add", ["x", "r"])], held)
 
 
 @hostile
 def _range_without_an_end(folder: Path) -> bytes:
     held = [constant("a", np.int64(0)), constant("b", np.int64(2**62)), constant("c", np.int64(1))]
-    return model([node("Range", ["a", "b", "c"], ["r"]), node("Add", ["x", "r"])], held).SerializeToString()
+    return serialized([node("Range", ["a", "b", "c"], ["r"]), node("Add", ["x", "r"])], held)
 
 
 @hostile
 def _constant_of_an_absurd_shape(folder: Path) -> bytes:
     held = [constant("s", np.asarray([2**31, 2**31], np.int64))]
-    return model([node("ConstantOfShape", ["s"], ["r"]), node("Add", ["x", "r"])], held).SerializeToString()
+    return serialized([node("ConstantOfShape", ["s"], ["r"]), node("Add", ["x", "r"])], held)
 
 
 @hostile
 def _index_out_of_range(folder: Path) -> bytes:
     held = [constant("t", np.arange(4)), constant("i", np.int64(99))]
-    return model([node("Gather", ["t", "i"], ["r"]), node("Reshape", ["x", "r"])], held).SerializeToString()
+    return serialized([node("Gather", ["t", "i"], ["r"]), node("Reshape", ["x", "r"])], held)
 
 
 @hostile

@@ -6,6 +6,7 @@ import lzma
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -184,3 +185,45 @@ def test_what_was_not_understood_is_named() -> None:
     graph = api.load_graph(LIGHT / "light_bvlc_alexnet.onnx")
     assert set(graph.coverage.unmodelled) == {"LRN"}
     assert all(graph.coverage.unmodelled["LRN"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spelling", ["dynamo18", "legacy17"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_networks_that_npusim_was_not_made_for_compute_what_onnxruntime_computes(
+    name: str, spelling: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("torch")
+    import importlib.util
+    import warnings
+
+    from npusim.deployment import run_onnxruntime
+    from npusim.execute.formats import numbers_for
+    from npusim.execute.run import execute
+    from npusim.weights import open_weights
+
+    script = Path(__file__).parents[2] / "tools" / "make_foreign.py"
+    spec = importlib.util.spec_from_file_location("make_foreign", script)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own
+        onnx.save(tool.export(name, spelling), path)
+    found = api.profile(path, precision="fp32", tiles="sram")
+    assert not isinstance(found, Infeasible)
+    drawn = np.random.default_rng(1)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in onnx.load(path).graph.input}
+    inputs = {
+        w.name: drawn.integers(0, 5000, w.shape)
+        if kinds[w.name] == onnx.TensorProto.INT64
+        else drawn.standard_normal(w.shape).astype(np.float32)
+        for w in found.graph.inputs
+    }
+    numbers = numbers_for(found.graph, found.plan, open_weights(path, found.graph))
+    ours = execute(found.graph, found.plan, found.program, numbers, inputs)
+    for output, wanted in run_onnxruntime(path, inputs).items():
+        assert np.abs(ours[output] - wanted).max() <= 2e-5 * np.abs(wanted).max()
