@@ -53,15 +53,27 @@ def all_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> lis
     key = ("pieces", layer_key(problem, layer, resident))
     found = problem.memo.get(key)
     if found is None:
-        found = problem.memo[key] = piece_options(problem, layer, resident)
+        found = piece_options(problem, layer, resident)
+        problem.memo[key] = found
     assert isinstance(found, list)
     return found
+
+
+def _reloads_halo(problem: Problem, layer: Layer, resident: frozenset[str], option: Option) -> bool:
+    """Whether bands of a spatial layer load rows that the band before had loaded too."""
+    if option.pieces is None or "stride" not in layer.attributes:
+        return False
+    absent = any(p.tensor not in resident for p in layer.operands[0].parts)
+    overlaps = int(layer.attributes["kernel"][0]) > int(layer.attributes["stride"][0])
+    return absent and overlaps and option.pieces.rows < problem.graph.tensors[layer.output].shape[2]
 
 
 def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
     """Undominated ways to cut a layer when `resident` tensors are in SRAM anyway."""
     coster = _Coster(problem, layer, resident)
     options = [coster.option(*cut) for cut in _single_pass(problem, layer, COUNTS)]
+    if problem.everything_fits:  # then no byte needs to cross the bus twice
+        options = [o for o in options if not _reloads_halo(problem, layer, resident, o)] or options
     capacity = problem.npu.sram.sram_bytes
     if min(o.sram_bytes for o in options) > capacity // SCARCE:
         options += [coster.option(*cut) for cut in _mixed(problem, layer, (*COUNTS, *FINE_COUNTS))]

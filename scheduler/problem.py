@@ -41,6 +41,11 @@ class Problem:
         return {name: size(name) for name in self.graph.tensors}
 
     @cached_property
+    def everything_fits(self) -> bool:
+        """Whether all tensors together fit the SRAM."""
+        return sum(map(self.tensor_bytes, self.graph.tensors)) <= self.npu.sram.sram_bytes
+
+    @cached_property
     def memo(self) -> dict[object, object]:
         """Results that equal structures share, for as long as this problem is being planned."""
         return {}

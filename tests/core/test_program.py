@@ -436,9 +436,6 @@ def test_law_2_an_input_that_two_layers_read_crosses_the_bus_once(net: Callable[
     assert int(made.work.dram_bytes.sum()) == compulsory(made)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="known: under decoupled, auto streams an input in bands and loads their halos twice"
-)
 def test_law_2_halos_are_not_loaded_twice_where_everything_fits(net: Callable[..., Net]) -> None:
     n = net()
     made = api.profile(
