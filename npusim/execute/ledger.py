@@ -1,7 +1,8 @@
 """Who wrote which SRAM bytes, kept per place as long as one access wrote all of it, and per granule only where it must be.
 
 Most pieces are written whole by one command and read whole by others: for them one number suffices. Granules are marked in the
-shadow as soon as places overlap in part or are written piece by piece. Outside places kept by granule the shadow is zero.
+shadow as soon as places overlap in part or are written piece by piece. A place that is overwritten as a whole loses its marks, so
+that none of its own is ever found again by mistake.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ class Ledger:
         self._live[buffer] = (start, end)
         self._broken.pop(buffer, None)
         return True
+
+    def forget(self, buffer: int) -> None:
+        """Drop a place that no command will touch again. Its marks may stay: no other place expects its writers."""
+        self._live.pop(buffer, None)
+        self._sole.pop(buffer, None)
+        self._broken.pop(buffer, None)
 
     def _keep_whole(
         self, buffer: int, place: Place, places: dict[int, Place], access: int, touched: list[int]

@@ -76,7 +76,9 @@ class Memory:
                 self._check(access, self._marked(access, buffer, place, low))
             elif writer not in self._expected.get(access, ()):
                 raise RaceError(self._race(access, np.asarray([writer + 1])))
-            return read_elements(place, box_index(place, low, self._shape[access], 1), self._shape[access])
+            found = read_elements(place, box_index(place, low, self._shape[access], 1), self._shape[access])
+            self._release(buffer)
+            return found
         index = self._slices(access)
         if buffer in self._written:
             self._check(access, self._shadow(buffer)[index])
@@ -104,6 +106,7 @@ class Memory:
             if self._ledger.write(buffer, place, self._places, access, whole=self._whole[access]):
                 place.shadow[box_index(place, low, self._shape[access], place.cells)] = access + 1
             write_elements(place, box_index(place, low, self._shape[access], 1), values)
+            self._release(buffer)
             return
         index = self._slices(access)
         seen = self._shadow(buffer)[index]
@@ -162,9 +165,14 @@ class Memory:
         return self._shadows[buffer]
 
     def _release(self, buffer: int) -> None:
-        """Drop DRAM data that no command will touch again."""
+        """Drop what no command will touch again."""
         self._uses[buffer] -= 1
-        if not self._uses[buffer] and self._tensor[buffer] not in self._kept:
+        if self._uses[buffer]:
+            return
+        if self._space[buffer] == SRAM:
+            self._ledger.forget(buffer)
+            self._places.pop(buffer, None)
+        elif self._tensor[buffer] not in self._kept:
             self._arrays.pop(buffer, None)
             self._shadows.pop(buffer, None)
 
