@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import npusim
@@ -13,6 +14,11 @@ from npusim.models import zoo
 
 def test_the_package_is_the_installed_one() -> None:
     assert "site-packages" in Path(npusim.__file__).parts
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    for name in ("execute", "training.data", "training.metrics", "models.architectures", "lower", "passes"):
+        assert find_spec(f"npusim.{name}") is not None, name
 
 
 def test_every_zoo_network_and_preset_ships() -> None:
