@@ -130,9 +130,7 @@ def _tile(writer: Rewriter) -> bool:
 
 
 def _where(writer: Rewriter) -> bool:
-    """A choice: by a constant mask a sum with a mask or a product with zeros and ones; else c x + (1 - c) y."""
-    if _where_constant(writer):
-        return True
+    """A choice at run time: c x + (1 - c) y."""
     condition, (x, y) = writer.input(0), (_bounded(writer, writer.input(i)) for i in (1, 2))
     if all(writer.is_constant(i) for i in writer.node.inputs):
         return False
@@ -151,6 +149,7 @@ def _bounded(writer: Rewriter, value: str) -> str:
 
 
 def _where_constant(writer: Rewriter) -> bool:
+    """A choice by a constant mask between a value and a number: a mask added to scores, or a product with zeros and ones."""
     mask = writer.constants.get(writer.input(0))
     for index, keep in ((1, False), (2, True)):
         number = writer.constants.get(writer.input(index))
@@ -252,8 +251,8 @@ def _mish(writer: Rewriter) -> bool:
     return True
 
 
-#: Spelled out only where no pattern took it in (padding joins a convolution).
-LATE: Mapping[str, Rule] = {"Pad": _pad}
+#: Spelled out only where no pattern took them in (padding joins a convolution, a guard its softmax).
+LATE: Mapping[str, Rule] = {"Pad": _pad, "Where": _where}
 
 STANDARD: Mapping[str, Rule] = {
     "DepthToSpace": _depth_to_space,
@@ -265,7 +264,7 @@ STANDARD: Mapping[str, Rule] = {
     "AveragePool": _pool_1d,
     "MaxPool": _pool_1d,
     "Tile": _tile,
-    "Where": _where,
+    "Where": _where_constant,
     "LogSoftmax": _log_softmax,
     "Mish": _mish,
     "ReduceMean": _reduction("mean"),
