@@ -49,15 +49,22 @@ _FIRST = np.zeros(1, dtype=np.int64)
 def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
     """For each reading access of a buffer that commands write, the accesses whose data it must find there."""
     table = program.accesses
-    written = set(table.buffer[table.mode != READ].tolist())
+    reads = table.mode == READ
+    count = len(program.buffers.tensor)
+    writes = np.bincount(table.buffer[~reads], minlength=count)
+    sole = np.full(count, -1, dtype=np.int64)
+    sole[table.buffer[~reads]] = np.flatnonzero(~reads)
+    whole = (table.shape[sole] == program.buffers.shape).all(axis=1) & (writes == 1)
+    plain = np.flatnonzero(reads & whole[table.buffer])
+    found: dict[int, tuple[int, ...]] = {
+        access: (writer,) if writer < access else ()
+        for access, writer in zip(plain.tolist(), sole[table.buffer[plain]].tolist(), strict=True)
+    }
     histories: dict[int, _History] = {}
-    found: dict[int, tuple[int, ...]] = {}
     lows, highs = table.offset, table.offset + table.shape
-    for access, (mode, buffer) in enumerate(zip(table.mode.tolist(), table.buffer.tolist(), strict=True)):
-        if buffer not in written:
-            continue
-        history = histories.setdefault(buffer, _History())
-        if mode == READ:
+    for access in np.flatnonzero(((writes > 0) & ~whole)[table.buffer]).tolist():
+        history = histories.setdefault(int(table.buffer[access]), _History())
+        if reads[access]:
             positions = history.visible(lows[access], highs[access])
             found[access] = tuple(history.accesses[positions].tolist())
         else:

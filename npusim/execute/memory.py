@@ -62,7 +62,7 @@ class Memory:
         self._kept = {t for t, kind in enumerate(program.tensors.kind) if kind == "output"}
 
     def read(self, access: int) -> Array:
-        """An aligned copy of the box of a reading access, [b, h, r, c].
+        """The box of a reading access, [b, h, r, c]: an aligned copy of SRAM, a view of DRAM.
 
         Raises:
             RaceError: some of its bytes are unwritten, stale or already overwritten.
@@ -82,7 +82,7 @@ class Memory:
         index = self._slices(access)
         if buffer in self._written:
             self._check(access, self._shadow(buffer)[index])
-        values = np.ascontiguousarray(self._array(buffer)[index])
+        values = self._array(buffer)[index]
         self._release(buffer)
         return values
 

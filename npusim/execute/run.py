@@ -100,7 +100,8 @@ class _Run:
         )
         bits = min(e.accumulator_bits for e in plan.npu.tensor_engine)
         self.compute = Compute(graph, numbers.formats, bits)
-        self.layers: list[Layer] = [{x.name: x for x in graph.layers}[name] for name in program.layers]
+        by_name = {x.name: x for x in graph.layers}
+        self.layers: list[Layer] = [by_name[name] for name in program.layers]
         accesses = program.accesses
         self._first: list[int] = np.searchsorted(accesses.command, np.arange(len(program) + 1)).tolist()
         self._mode, self._operand = accesses.mode.tolist(), accesses.operand.tolist()
