@@ -49,6 +49,8 @@ _FIRST = np.zeros(1, dtype=np.int64)
 def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
     """For each reading access of a buffer that commands write, the accesses whose data it must find there."""
     table = program.accesses
+    if not len(table.command):  # a model whose outputs are constants or views
+        return {}
     reads = table.mode == READ
     count = len(program.buffers.tensor)
     writes = np.bincount(table.buffer[~reads], minlength=count)
