@@ -83,13 +83,21 @@ def zoo_figure(rows: Sequence[ZooRow]) -> Figure:
         {
             "type": "scatter", "mode": "markers+text" if rule else "markers", "name": name,
             "x": [r.parameters / 1e6 for r in rows], "y": [r.latency_ms[rule] for r in rows],
-            "text": [plain(r.name) for r in rows], "textposition": "bottom center",
+            "text": [plain(r.name) for r in rows], "textposition": _label_places(rows),
             "marker": {"size": 11, "color": colour, "symbol": symbol},
             "hovertemplate": "%{text}<br>%{x:,.1f} M parameters<br>%{y:,.1f} ms<extra>" + name + "</extra>",
         }
         for rule, name, colour, symbol in ((0, "without tiling", LIMIT, "circle-open"), (1, "the paper's rule", ACCENT, "circle"))
     ]  # fmt: skip
     return {"data": traces, "layout": drawn}
+
+
+def _label_places(rows: Sequence[ZooRow]) -> list[str]:
+    """Where each dot's name stands: by rank of size in turn below, right, above and left, so that neighbours keep apart."""
+    places = ("bottom center", "middle right", "top center", "middle left")
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].parameters, rows[i].name))
+    rank = {index: position for position, index in enumerate(order)}
+    return [places[rank[i] % len(places)] for i in range(len(rows))]
 
 
 def _networks(rows: Sequence[ZooRow]) -> str:
