@@ -8,7 +8,6 @@ of attention), pads each to a multiple that the tensor engine reads whole, and p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +96,3 @@ def _blocked(tensor: Ints, box: Ints, layout: Ints, element_bytes: Ints) -> tupl
         * np.where(whole_heads, 1, box[:, 0])
     )
     return size, per_block * outer
-
-
-def as_ints(values: Any) -> Ints:
-    """Anything as an int64 array."""
-    return np.asarray(values, dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
@@ -203,17 +203,6 @@ def _runs(problem: Problem, layers: AttentionLayers, tiling: Tiling, slot: str) 
     }[slot]
     whole = tiling.heads == layers.shape[1] or problem.graph.tensors[tensor].shape[1] > 1
     return 1 if whole or problem.layouts.get(tensor) is not None else height
-
-
-def by_count(layers: AttentionLayers, options: Iterable[Option]) -> list[Option]:
-    """Options by rising tile count."""
-
-    def count(option: Option) -> int:
-        assert isinstance(option.tile, Tiling)
-        by_heads, by_rows = tile_count(layers, option.tile)
-        return by_heads * by_rows
-
-    return sorted(options, key=lambda o: (count(o), o.sram_bytes))
 
 
 def layers_of(graph: Graph, segment: Segment) -> AttentionLayers:

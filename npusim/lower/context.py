@@ -86,10 +86,6 @@ class Lowering:
 
     # ---- names to numbers --------------------------------------------------------------------------------------
 
-    def tensor_id(self, name: str) -> int:
-        """Program index of a graph tensor."""
-        return self._ids[name]
-
     def layer_id(self, layer: Layer) -> int:
         """Program index of a layer."""
         return self._layer_index[layer.name]

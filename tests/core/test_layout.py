@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npusim.graph import Shape4
-from npusim.layout import PLAIN, Layout, as_ints, box_bytes_and_runs, stored_bytes
+from npusim.layout import PLAIN, Layout, box_bytes_and_runs, stored_bytes
 
 stable = settings(derandomize=True, deadline=None, max_examples=200)
 
@@ -37,7 +38,10 @@ def runs(addresses: set[int]) -> int:
 
 def counted(tensor: Shape4, box: Shape4, layout: Layout, element_bytes: int = 2) -> tuple[int, int]:
     size, stretches = box_bytes_and_runs(
-        as_ints([tensor]), as_ints([box]), as_ints([(layout.block, layout.padded)]), as_ints([element_bytes])
+        np.asarray([tensor]),
+        np.asarray([box]),
+        np.asarray([(layout.block, layout.padded)]),
+        np.asarray([element_bytes]),
     )
     return int(size[0]), int(stretches[0])
 
