@@ -3,54 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from npusim.cost import Work
 from npusim.errors import BadInputError
 from npusim.graph import Graph
 from npusim.hardware import Npu, load_npu
 from npusim.models import zoo
 from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
-from npusim.plan import Plan
-from npusim.program import Program
+from npusim.results import Comparison, Profile, SegmentResult
 from npusim.scheduler.problem import Infeasible, Policy
 from npusim.scheduler.search import Request, search_plan
 from npusim.simulate import simulate
 from npusim.summary import summarize
 from npusim.trace import Trace
 
+__all__ = ["Comparison", "Infeasible", "Profile", "SegmentResult", "load_graph", "profile"]
+
 #: Linux accepts no longer path.
 _LONGEST_PATH = 4095
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """A planned and simulated deployment.
-
-    Attributes:
-        graph: the network's layers.
-        plan: the decisions.
-        program: the command stream that the plan lowers to.
-        traces: simulated runs, by policy (`serial`, `decoupled`).
-        work: what each command asks of the hardware.
-        summary: the figures of `summary.json`.
-    """
-
-    graph: Graph
-    plan: Plan
-    program: Program
-    traces: Mapping[str, Trace]
-    work: Work
-    summary: Mapping[str, Any]
-
-    @cached_property
-    def trace(self) -> Trace:
-        """The run under the planned policy."""
-        return self.traces[self.plan.options.policy]
 
 
 def load_graph(

@@ -66,15 +66,14 @@ def check(
     ] = 0.0,
 ) -> None:
     """The DMA-cost gate: exit 1, and the segments to blame, when a limit does not hold."""
-    from npusim.check import check_baseline, check_limits
-    from npusim.run_directory import load_summary
+    from npusim.check import check_baseline, check_limits, load_cost
 
     if max_dram_bytes is None and max_latency_ms is None and baseline is None:
         raise BadInputError("nothing to check: give --max-dram-bytes, --max-latency-ms or --baseline")
-    summary = load_summary(run)
+    summary = load_cost(run)
     found = check_limits(summary, max_dram_bytes=max_dram_bytes, max_latency_ms=max_latency_ms)
     if baseline is not None:
-        found += check_baseline(summary, load_summary(baseline), tolerance_percent=tolerance)
+        found += check_baseline(summary, load_cost(baseline), tolerance_percent=tolerance)
     if found:
         raise CheckFailedError(f"{run}: " + "; ".join(v.sentence() for v in found))
     typer.echo(f"{run}: within its limits")

@@ -9,13 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from npusim.chrome_trace import chrome_trace
 from npusim.errors import OutputError
-
-if TYPE_CHECKING:
-    from npusim.api import Profile
+from npusim.reports.source import Profiled, planned_trace
 
 PLAN, SUMMARY, TRACE, REPORT, SCALES = "plan.json", "summary.json", "trace.json", "report.html", "scales.npz"
 _OURS = frozenset({PLAN, SUMMARY, TRACE, REPORT, SCALES})
@@ -54,7 +52,7 @@ def _is_run(directory: Path) -> bool:
         return False
 
 
-def write_run(profile: Profile, directory: Path) -> None:
+def write_run(profile: Profiled, directory: Path) -> None:
     """Write all files of a run into a folder beside `directory`, then put it in its place.
 
     Raises:
@@ -76,7 +74,7 @@ def write_run(profile: Profile, directory: Path) -> None:
         text = chrome_trace(
             profile.graph,
             profile.program,
-            profile.trace,
+            planned_trace(profile),
             name=f"{profile.plan.model.name} on {profile.plan.npu.name}",
         )
         (aside / TRACE).write_text(text, "utf-8")

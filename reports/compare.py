@@ -184,7 +184,7 @@ def compare_html(a: Side, b: Side) -> str:
 
 
 def _headline(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    rows = [_row(c)[1:] for c in _whole(a, b)]
+    rows = [change_row(c)[1:] for c in _whole(a, b)]
     return section(
         "headline", "Headline", table(("figure", "A", "B", "change", "of A"), rows, label="whole run")
     )
@@ -198,14 +198,15 @@ def _change_section(a: Side, b: Side) -> str:
     head = ("where", "figure", "A", "B", "change", "of the run's")
     body = "".join(
         f"<h3>{title}</h3>"
-        + (table(head, map(_row, rows), label=title, numbers=2) if rows else "<p>Nothing.</p>")
+        + (table(head, map(change_row, rows), label=title, numbers=2) if rows else "<p>Nothing.</p>")
         for title, rows in (("Slower or heavier", worse), ("Faster or lighter", better))
     )
     note = f'<p class="quiet">At most {SHOWN_ROWS} rows each; changes under {100 * SHOWN_SHARE} % of the run are left out.</p>'
     return section("changes", "What changed, the heaviest first", body + note)
 
 
-def _row(change: Change) -> Sequence[str]:
+def change_row(change: Change) -> Sequence[str]:
+    """Cells of one change, as HTML."""
     kind = "worse" if change.increase > 0 else "better" if change.increase < 0 else ""
     sign = "+" if change.increase > 0 else "−" if change.increase < 0 else ""
     moved = f'<span class="{kind}">{sign}{_shown(abs(change.increase), change.unit)}</span>'

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,8 +97,40 @@ def layer_figures(profile: Profiled) -> LayerFigures:
     )
 
 
-def layer_rows(profile: Profiled, figures: LayerFigures) -> list[dict[str, Any]]:
-    """Rows of the layer table, in execution order; times in ms, sizes in bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One row of the layer table; times in ms, sizes in bytes.
+
+    Attributes:
+        name, op: the layer and its operator.
+        block, part: module paths of the U-Net block it belongs to, and of the part of that block.
+        shape: of its output, as stored: batch, heads, rows, columns.
+        precision: of its operands.
+        slices: tiles or pieces that it runs in.
+        critical_ms: time it holds the critical path; the rows add up to the latency.
+        busy_ms: time in which any of its commands runs.
+        macs: multiply-accumulates, without recomputed ones.
+        mac_share: share of all multipliers' peak that its products reach while it runs.
+        dram_bytes: bytes across the DRAM bus; `spill_bytes` those of intermediates.
+    """
+
+    name: str
+    op: str
+    block: str
+    part: str
+    shape: tuple[int, ...]
+    precision: str
+    slices: int
+    critical_ms: float
+    busy_ms: float
+    macs: int
+    mac_share: float
+    dram_bytes: int
+    spill_bytes: int
+
+
+def layer_rows(profile: Profiled, figures: LayerFigures) -> list[LayerRow]:
+    """Rows of the layer table, in execution order."""
     by_name = {layer.name: layer for layer in profile.graph.layers}
     precisions = {layer.name: layer.precision for layer in profile.plan.layers}
     counts = slices(profile.program)
@@ -105,36 +138,39 @@ def layer_rows(profile: Profiled, figures: LayerFigures) -> list[dict[str, Any]]
     for index, name in enumerate(profile.program.layers):
         layer = by_name.get(name)
         scope = layer.scope if layer is not None else ""
-        rows.append({
-            "name": name,
-            "op": layer.op if layer is not None else "",
-            "block": block_of(scope),
-            "sub": block_of(scope, 2),
-            "shape": _shape(profile, layer.output) if layer is not None else "",
-            "precision": precisions.get(name, profile.plan.options.precision),
-            "slices": counts[index],
-            "critical_ms": int(figures.critical_ps[index]) / PS_PER_MS,
-            "busy_ms": int(figures.busy_ps[index]) / PS_PER_MS,
-            "macs": int(figures.macs[index]),
-            "mac_share": float(figures.mac_utilization[index]),
-            "dram_bytes": int(figures.dram_bytes[index]),
-            "spill_bytes": int(figures.spill_bytes[index]),
-        })  # fmt: skip
+        rows.append(
+            LayerRow(
+                name=name,
+                op=layer.op if layer is not None else "",
+                block=block_of(scope),
+                part=block_of(scope, 2),
+                shape=_shape(profile, layer.output) if layer is not None else (),
+                precision=precisions.get(name, profile.plan.options.precision),
+                slices=counts[index],
+                critical_ms=int(figures.critical_ps[index]) / PS_PER_MS,
+                busy_ms=int(figures.busy_ps[index]) / PS_PER_MS,
+                macs=int(figures.macs[index]),
+                mac_share=float(figures.mac_utilization[index]),
+                dram_bytes=int(figures.dram_bytes[index]),
+                spill_bytes=int(figures.spill_bytes[index]),
+            )
+        )
     return rows
 
 
-def _shape(profile: Profiled, tensor: str) -> str:
+def _shape(profile: Profiled, tensor: str) -> tuple[int, ...]:
     found = profile.graph.tensors.get(tensor)
-    return " × ".join(str(n) for n in found.shape) if found is not None else ""
+    return tuple(found.shape) if found is not None else ()
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The layer table as CSV text (RFC 4180)."""
-    import csv
-    import io
-
+def as_csv(rows: Sequence[LayerRow]) -> str:
+    """The layer table as CSV text (RFC 4180); shapes as `1x1x4096x320`."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["name"])
+    names = [column.name for column in fields(LayerRow)]
+    writer = csv.DictWriter(text, fieldnames=names)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: getattr(row, name) for name in names} | {"shape": "x".join(map(str, row.shape))}
+        for row in rows
+    )
     return text.getvalue()

@@ -114,19 +114,9 @@ def run_data(profile: Profiled, figures: LayerFigures, *, memory: bool) -> dict[
 def layer_columns(profile: Profiled, figures: LayerFigures) -> dict[str, list[Any]]:
     """The layer table by columns; times as integer picoseconds, so that sums on the page are exact."""
     rows = layer_rows(profile, figures)
-    named = (
-        "name",
-        "op",
-        "block",
-        "sub",
-        "shape",
-        "precision",
-        "slices",
-        "macs",
-        "dram_bytes",
-        "spill_bytes",
-    )
-    found: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in named}
+    named = ("name", "op", "block", "part", "precision", "slices", "macs", "dram_bytes", "spill_bytes")
+    found: dict[str, list[Any]] = {key: [getattr(row, key) for row in rows] for key in named}
+    found["shape"] = [" × ".join(map(str, row.shape)) for row in rows]
     found["mac_share"] = np.round(figures.mac_utilization, 6).tolist()
     found["critical_ps"], found["busy_ps"] = figures.critical_ps.tolist(), figures.busy_ps.tolist()
     return found

@@ -29,7 +29,7 @@ def test_a_run_at_its_limits_passes() -> None:
 
 def test_a_byte_too_many_names_the_heaviest_segments_first() -> None:
     (found,) = check_limits(RUN, max_dram_bytes=999, max_latency_ms=None)
-    assert [b.split()[0] for b in found.blame] == ["a", "b"]
+    assert found.blame == ("a 700 B", "layers outside segments 200 B", "b 100 B")
 
 
 def test_a_slow_run_names_the_slowest_segment() -> None:

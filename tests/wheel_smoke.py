@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import npusim
 from npusim import api
@@ -24,6 +25,12 @@ def test_every_package_is_in_the_wheel() -> None:
 def test_every_zoo_network_and_preset_ships() -> None:
     assert all(len(zoo.graph_bytes(name)) > 1000 for name in zoo.names())
     assert {load_npu(name).name for name in preset_names()} == set(preset_names())
+
+
+def test_pytest_finds_the_plugin(npu_profile: Any, assert_dma_cost: Any) -> None:
+    found = npu_profile("bk-sdm-tiny", tiles="sram")
+    assert npu_profile("bk-sdm-tiny", tiles="sram") is found
+    assert_dma_cost(found, max_dram_bytes=10**12)
 
 
 def test_profiling_needs_no_torch() -> None:

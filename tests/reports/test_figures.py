@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import subprocess
 import sys
 import zlib
@@ -147,8 +149,10 @@ def test_the_tile_curve_marks_the_chosen_point_and_the_papers_rule() -> None:
 
 def test_every_layer_has_a_row_and_csv_keeps_its_name(tiny: api.Profile) -> None:
     rows = layer_rows(tiny, layer_figures(tiny))
-    assert [row["name"] for row in rows] == list(tiny.program.layers)
-    assert as_csv(rows).count("\n") == len(rows) + 1
+    assert [row.name for row in rows] == list(tiny.program.layers)
+    read = list(csv.DictReader(io.StringIO(as_csv(rows), newline="")))
+    assert [(r["name"], int(r["dram_bytes"])) for r in read] == [(row.name, row.dram_bytes) for row in rows]
+    assert read[0]["shape"] == "1x1x256x32"
 
 
 def test_hints_give_numbers(tiny: api.Profile) -> None:
