@@ -102,8 +102,9 @@ class VaeSize:
     layers_per_block: int
     latent_channels: int
     norm_groups: int = 32
-    scaling_factor: float | None = None  # None: measured, so that latents have this standard deviation:
-    latent_std: float = 1.0  # SD's rule is 1; less means noisier (Chen 2023, input scaling)
+    scaling_factor: float | None = (
+        None  # None: measured, so that latents have standard deviation 1 (SD's rule)
+    )
     gate: float = 0.9  # ours: mean attribute accuracy that the classifier must read from reconstructions
 
 
@@ -113,7 +114,6 @@ class TeacherStage:
 
     training: Training
     caption_dropout: float = 0.1  # SD: 10 %, without it classifier-free guidance does not exist
-    min_snr: float | None = None  # gamma of Hang et al. 2023; None weighs all times alike, as SD does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,25 +188,22 @@ def _toy_small() -> Preset:
             cross_dim=64,
             heads=4,
             sample=8,
-            norm_groups=2,
+            norm_groups=4,
             latent_channels=8,
         ),
         text=TextSize(hidden=64, layers=1, heads=4, tokens=8),
-        vae=VaeSize(
-            patch=4, channels=(96,), layers_per_block=1, latent_channels=8, norm_groups=16, latent_std=0.5
-        ),
+        vae=VaeSize(patch=4, channels=(96,), layers_per_block=1, latent_channels=8, norm_groups=16),
         pool=16384,
         classifier=Training(steps=500, batch=128, optimiser=Optimiser(lr=2e-3)),
         autoencoder=Training(steps=900, batch=64, optimiser=_VAE_OPTIMISER),
         teacher=TeacherStage(
             training=Training(
-                steps=1500, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995
+                steps=2000, batch=64, optimiser=Optimiser(lr=1.5e-3, warmup_steps=50), ema=0.995
             ),
-            min_snr=1.0,
         ),
-        kd=KdStage(training=Training(steps=400, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.99)),
+        kd=KdStage(training=Training(steps=600, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.99)),
         lcm=LcmStage(
-            training=Training(steps=600, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
+            training=Training(steps=900, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
             w_range=(1.0, 5.0),
         ),
         sampling=Sampling(),
@@ -226,21 +223,20 @@ def _toy() -> Preset:
             cross_dim=96,
             heads=4,
             sample=8,
-            norm_groups=2,
+            norm_groups=8,
             latent_channels=16,
         ),
-        text=TextSize(hidden=96, layers=2, heads=4, tokens=16),
-        vae=VaeSize(
-            patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=4, latent_std=0.5
-        ),
+        text=TextSize(hidden=96, layers=3, heads=4, tokens=20),
+        vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=4),
         pool=24576,
         classifier=Training(steps=1200, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
-        autoencoder=Training(steps=5000, batch=16, optimiser=_VAE_OPTIMISER),  # many small steps
+        autoencoder=Training(
+            steps=4000, batch=16, precision="bf16", optimiser=_VAE_OPTIMISER
+        ),  # many small steps
         teacher=TeacherStage(
             training=Training(
                 steps=4000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998
             ),
-            min_snr=1.0,
         ),
         kd=KdStage(training=Training(steps=1000, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.995)),
         lcm=LcmStage(

@@ -173,7 +173,7 @@ def _gate(run: Run, network: Any) -> dict[str, float]:
     """
     size = run.preset.vae
     pictures, labels = Pictures(run.world()).batch(Draw(run.seed, "vae gate", 0), 1024)
-    scaling = size.scaling_factor or size.latent_std * vae.measure_scaling(network, pictures, size.patch)
+    scaling = size.scaling_factor or vae.measure_scaling(network, pictures, size.patch)
     network.register_to_config(scaling_factor=scaling)
     with torch.no_grad():
         round_trip = vae.decode(network, vae.encode(network, pictures, size.patch), size.patch)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from npusim.training.config import TeacherStage
 from npusim.training.data.source import Source, batch_on
@@ -22,16 +23,6 @@ def noised(scheduler: Any, latents: Any, generator: Any) -> tuple[Any, Any, Any]
         latents.device
     )
     return noise, t, scheduler.add_noise(latents, noise, t)
-
-
-def min_snr_weights(alphas_cumprod: Any, t: Any, gamma: float) -> Any:
-    """min(1, gamma / SNR(t)) for noise prediction; t: [N]. Source: Hang et al. 2023, equation 11.
-
-    Low noise has large errors that teach only texture; without this, what the caption alone can say (where things are) is
-    learned last in a small world.
-    """
-    alpha = alphas_cumprod.to(t.device)[t]
-    return (gamma * (1 - alpha) / alpha).clamp(max=1.0)
 
 
 class TeacherTraining:
@@ -57,7 +48,7 @@ class TeacherTraining:
             empty: token row of the empty caption, [1, T].
         """
         self.training, self.module = settings.training, module
-        self._dropout, self._min_snr = settings.caption_dropout, settings.min_snr
+        self._dropout = settings.caption_dropout
         self._scheduler, self._source, self._empty = scheduler, source, empty
 
     def losses(self, module: Any, draw: Draw) -> Mapping[str, Any]:
@@ -67,11 +58,7 @@ class TeacherTraining:
         dropped = torch.rand(len(tokens), generator=generator) < self._dropout
         tokens = torch.where(dropped[:, None].to(tokens.device), self._empty.to(tokens.device), tokens)
         noise, t, noisy = noised(self._scheduler, latents, generator)
-        errors = (module(noisy, t, tokens).float() - noise.float()).square().mean(dim=(1, 2, 3))
-        if self._min_snr is None:
-            return {"loss": errors.mean()}
-        weights = min_snr_weights(self._scheduler.alphas_cumprod, t, self._min_snr)
-        return {"loss": (weights * errors).mean(), "task": errors.mean()}
+        return {"loss": functional.mse_loss(module(noisy, t, tokens).float(), noise.float())}
 
     def after_update(self, module: Any) -> None:
         """Nothing follows this network."""

@@ -11,7 +11,6 @@ from npusim.errors import BadInputError
 from npusim.training import compress, lcm, networks, sample
 from npusim.training.config import Schedule, UNetSize
 from npusim.training.kd import kd_losses
-from npusim.training.teacher import min_snr_weights
 
 TINY = UNetSize(channels=(8, 8, 16, 16), layers_per_block=2, cross_dim=8, heads=2, sample=8, norm_groups=4)
 
@@ -29,12 +28,6 @@ def test_kd_losses_equal_hand_computed_values() -> None:
 def test_kd_losses_are_float32_whatever_the_networks_precision() -> None:
     half = torch.ones(3, dtype=torch.bfloat16)
     assert all(v.dtype == torch.float32 for v in kd_losses(half, half, half, [half], [half]).values())
-
-
-def test_min_snr_weights_equal_hand_computed_values() -> None:
-    alphas = torch.tensor([0.99, 0.5])  # SNR 99 and 1
-    weights = min_snr_weights(alphas, torch.tensor([0, 1, 0]), 5.0)
-    assert weights.tolist() == pytest.approx([5 / 99, 1.0, 5 / 99])
 
 
 def test_the_boundary_condition_holds() -> None:
