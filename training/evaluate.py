@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npusim.training import checkpoints, classifier
 from npusim.training import run as runs
+from npusim.training.config import Preset
 from npusim.training.data.world import Labels, World
 from npusim.training.draw import Draw
 from npusim.training.metrics.statistics import frechet_distance, inception_score
@@ -65,6 +66,11 @@ class Judge:
         return summarise(correct, self.world) | scores, correct
 
 
+def prompt_sets(preset: Preset) -> dict[str, bool]:
+    """Name -> whether its captions hold only combinations that training never showed."""
+    return {"seen": False, "held-out": True} if preset.world == "toy" else {"seen": False}
+
+
 def _judge_set(run: Run, judge: Judge, studio: Studio, held_out: bool, session: Session) -> dict[str, Any]:
     """Judge every contender on one set of prompts; keep per-prompt results for paired intervals."""
     labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, held_out=held_out)
@@ -100,10 +106,9 @@ def evaluate_run(session: Session) -> dict[str, Any]:
     """Judge every finished network of the run; write and return OUT/evaluation/results.json."""
     run = session.run
     judge, studio = Judge(run, max(2048, run.preset.sampling.prompts)), Studio(run)
-    sets = (False, True) if run.preset.world == "toy" else (False,)
     results = {
-        "held-out" if held_out else "seen": _judge_set(run, judge, studio, held_out, session)
-        for held_out in sets
+        name: _judge_set(run, judge, studio, held_out, session)
+        for name, held_out in prompt_sets(run.preset).items()
     }
     report = {
         "prompts": run.preset.sampling.prompts,

@@ -15,7 +15,7 @@ from npusim.training import checkpoints, networks
 from npusim.training import run as runs
 from npusim.training.bench import planned_steps
 from npusim.training.config import as_json
-from npusim.training.evaluate import Judge, line
+from npusim.training.evaluate import Judge, line, prompt_sets
 from npusim.training.run import Run
 from npusim.training.sample import Contender, Parts, Studio, judging_captions, lcm_scheduler
 from npusim.training.stages import Session
@@ -115,16 +115,21 @@ def ship(session: Session, name: str, folder: Path | None = None) -> Path:
 
 
 def _judge_shipped(run: Run, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The classifier's figures of the shipped files at 4, 2 and 1 steps, on the run's prompts and noise."""
+    """The classifier's figures of the shipped files at 4, 2 and 1 steps, on the run's prompts and noise.
+
+    Set of prompts -> network and steps -> figures.
+    """
     shipped = load_shipped(folder)
     judge, studio = Judge(run, max(2048, run.preset.sampling.prompts)), Studio(run, shipped.parts)
-    labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts)
-    figures = {}
-    for steps in run.preset.sampling.student_steps:
-        contender = Contender("lcm", steps)
-        pictures = studio.pictures(contender, captions, "evaluate seen", shipped.unet)
-        figures[contender.name], _ = judge.judge(pictures, labels)
-        say(f"as shipped, {contender.name}: {line(figures[contender.name])}")
+    figures: dict[str, Any] = {}
+    for name, held_out in prompt_sets(run.preset).items():
+        labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, held_out=held_out)
+        figures[name] = {}
+        for steps in run.preset.sampling.student_steps:
+            contender = Contender("lcm", steps)
+            pictures = studio.pictures(contender, captions, f"evaluate {name}", shipped.unet)
+            figures[name][contender.name], _ = judge.judge(pictures, labels)
+            say(f"as shipped, {name} {contender.name}: {line(figures[name][contender.name])}")
     return figures
 
 
