@@ -98,7 +98,15 @@ def profile(
     dim: Annotated[list[str] | None, typer.Option(help="Size of a symbolic dimension: NAME=2.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default ./npusim-runs/<model>).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the screen.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the run was written.")] = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Print the layer table as CSV instead of the screen.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress; print only where the run was written.")
+    ] = False,
+    images: Annotated[
+        str | None, typer.Option(help="png or svg: also write the figures (extra images) into RUN/images.")
+    ] = None,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Plan and simulate a network; write the run directory and print one screen."""
@@ -107,33 +115,46 @@ def profile(
     one_of(precision, _PRECISIONS, "--precision")
     one_of(policy, _POLICIES, "--policy")
     shapes, dims = parse_shapes(shape), parse_dims(dim)
+    if json and csv:
+        raise BadInputError("--json and --csv both want stdout; give one of them")
     import gc
 
     gc.disable()  # a short life that frees next to nothing: collecting cycles would cost a tenth of the time
     from npusim import api
+    from npusim.progress import stage
     from npusim.run_directory import check_replaceable, default_directory, dump_json, write_run
     from npusim.scheduler.problem import Infeasible
 
-    graph = api.load_graph(model, shapes=shapes, dims=dims)
+    if images is not None:
+        from npusim.reports.images import check_images
+
+        check_images(images)
+    with stage(f"reading {model}", quiet=quiet):
+        graph = api.load_graph(model, shapes=shapes, dims=dims)
     directory = out if out is not None else default_directory(graph.name)
     check_replaceable(directory)
-    found = api.profile(
-        graph, tiles=rule, segments=segments, precision=precision, npu=npu, policy=policy, pins=pins,  # type: ignore[arg-type]
-    )  # fmt: skip
+    with stage(f"planning and simulating {len(graph.layers)} layers", quiet=quiet):
+        found = api.profile(
+            graph, tiles=rule, segments=segments, precision=precision, npu=npu, policy=policy, pins=pins,  # type: ignore[arg-type]
+        )  # fmt: skip
     if isinstance(found, Infeasible):
         raise BadInputError(found.sentence())
-    write_run(found, directory)
+    with stage(f"writing {directory}", quiet=quiet):
+        write_run(found, directory, images=images)
     report = directory / "report.html"
     if json:
         sys.stdout.write(dump_json(found.summary))
-        return
-    if not quiet:
+    elif csv:
+        sys.stdout.write(found.layers_csv())
+    elif quiet:
+        typer.echo(f"report: {report}")
+    else:
         from rich.console import Console
 
         from npusim.screen import print_profile
 
         print_profile(Console(), found)
-    typer.echo(f"report: {report}")
+        typer.echo(f"report: {report}")
     if open_report:
         typer.launch(report.resolve().as_uri())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ import typer
 
 from npusim.cli_options import one_of, parse_dims, parse_shapes
 from npusim.errors import BadInputError, CheckFailedError
+from npusim.progress import stage
 
 if TYPE_CHECKING:
     from npusim.execute.compare import LayerLoss
@@ -17,37 +20,34 @@ if TYPE_CHECKING:
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of the screen.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only what was written.")]
+
+
 def compare(
     a: RunArgument,
     b: RunArgument,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("npusim-compare.html"),
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """What got slower or heavier from run A to run B, on screen and as a page."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from npusim.reports.compare import changes, write_compare
-    from npusim.run_directory import load_summary, write_aside
+    from npusim.run_directory import dump_json, load_summary, write_aside
 
     found = sorted(changes(load_summary(a), load_summary(b)), key=lambda c: -abs(c.share))
-    table = Table(title=f"{a} -> {b}", title_justify="left", box=None, padding=(0, 1))
-    for name, justify in (
-        ("where", "left"),
-        ("figure", "left"),
-        ("A", "right"),
-        ("B", "right"),
-        ("change", "right"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for change in found[:15]:
-        grown = f"{change.increase / change.before:+.1%}" if change.before else "new"
-        table.add_row(
-            escape(change.where), f"{change.what}, {change.unit}", f"{change.before:,.6g}", f"{change.after:,.6g}", grown
-        )  # fmt: skip
-    Console().print(table)
     write_aside(out, lambda path: write_compare(a, b, path))
-    typer.echo(f"page: {out}")
+    if json:
+        sys.stdout.write(dump_json([asdict(change) for change in found]))
+    else:
+        if not quiet:
+            from npusim.screen import print_changes
+
+            print_changes(f"{a} -> {b}", found)
+        typer.echo(f"page: {out}")
+    if open_page:
+        typer.launch(out.resolve().as_uri())
 
 
 def check(
@@ -64,9 +64,11 @@ def check(
     tolerance: Annotated[
         float, typer.Option(help="Percent by which the baseline may be exceeded.", min=0)
     ] = 0.0,
+    json: JsonOption = False,
 ) -> None:
     """The DMA-cost gate: exit 1, and the segments to blame, when a limit does not hold."""
     from npusim.check import check_baseline, check_limits, load_cost
+    from npusim.run_directory import dump_json
 
     if max_dram_bytes is None and max_latency_ms is None and baseline is None:
         raise BadInputError("nothing to check: give --max-dram-bytes, --max-latency-ms or --baseline")
@@ -74,9 +76,12 @@ def check(
     found = check_limits(summary, max_dram_bytes=max_dram_bytes, max_latency_ms=max_latency_ms)
     if baseline is not None:
         found += check_baseline(summary, load_cost(baseline), tolerance_percent=tolerance)
+    if json:
+        sys.stdout.write(dump_json([asdict(violation) for violation in found]))
     if found:
         raise CheckFailedError(f"{run}: " + "; ".join(v.sentence() for v in found))
-    typer.echo(f"{run}: within its limits")
+    if not json:
+        typer.echo(f"{run}: within its limits")
 
 
 ModelOption = Annotated[
@@ -104,9 +109,10 @@ def quantize(
 
     one_of(method, ("auto", "minmax", "percentile", "mse"), "--method")
     shapes, dims = parse_shapes(shape), parse_dims(dim)
-    found = quantize_directory(
-        run, model, calibration=calibration, method=method, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
-    )  # fmt: skip
+    with stage("measuring ranges"):
+        found = quantize_directory(
+            run, model, calibration=calibration, method=method, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
+        )  # fmt: skip
     _print_notes(found.notes)
     typer.echo(f"wrote {run / SCALES_FILE}: {len(found.scales or {})} scales")
 
@@ -131,9 +137,10 @@ def execute(
 
     one_of(order, ("serial", "random"), "--order")
     shapes, dims = parse_shapes(shape), parse_dims(dim)
-    result = run_directory(
-        run, model, inputs=inputs, verify=verify, order=order, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
-    )  # fmt: skip
+    with stage("executing"):
+        result = run_directory(
+            run, model, inputs=inputs, verify=verify, order=order, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
+        )  # fmt: skip
     _print_notes(result.notes)
     for name, values in result.outputs.items():
         typer.echo(
@@ -145,6 +152,12 @@ def execute(
             f"largest error {close.max_error:.3g} ({close.relative_error:.2g} of the largest value of {name})"
         )
     _print_losses(result.layers)
+    if verify:
+        from npusim.run_directory import REPORT, VERIFIED
+        from npusim.verification import record
+
+        record(run, result)
+        typer.echo(f"wrote {run / VERIFIED} and {run / REPORT}")
     if out is not None:
         from npusim.run_directory import write_aside
 

@@ -68,12 +68,14 @@ class RunResult:
     """What came out of a run.
 
     Attributes:
+        deployment: what was run.
         outputs: FP32 arrays by output name.
         closeness: per output against onnxruntime in FP32 (empty unless verified).
         layers: per layer against FP32 of the same weights (empty unless verified).
         notes: what was assumed (seeded inputs, calibration on the spot).
     """
 
+    deployment: Deployment
     outputs: Mapping[str, Array]
     closeness: Mapping[str, Closeness]
     layers: Sequence[LayerLoss]
@@ -189,11 +191,13 @@ def run_directory(
         deployment.graph, deployment.plan, deployment.program, numbers, arrays, order=order, seed=seed
     )
     if not verify:
-        return RunResult(outputs=outputs, closeness={}, layers=(), notes=tuple(notes))
+        return RunResult(deployment=deployment, outputs=outputs, closeness={}, layers=(), notes=tuple(notes))
     reference = run_onnxruntime(deployment.model, arrays)
     close = {name: closeness(values, reference[name]) for name, values in outputs.items()}
     layers = compare_layers(deployment.graph, numbers, arrays)
-    return RunResult(outputs=outputs, closeness=close, layers=layers, notes=tuple(notes))
+    return RunResult(
+        deployment=deployment, outputs=outputs, closeness=close, layers=layers, notes=tuple(notes)
+    )
 
 
 def run_onnxruntime(model: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:

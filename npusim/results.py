@@ -130,13 +130,13 @@ class Profile:
         """The layer table as CSV text."""
         return layers.as_csv(self.layers)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write the run directory: plan, summary, trace and report.
+    def save(self, directory: str | Path, *, images: str | None = None) -> Path:
+        """Write the run directory: plan, summary, trace and report; with `images` (`png` or `svg`) also the figures.
 
         Raises:
             OutputError: the place holds something that is not a run of ours, or cannot be written.
         """
-        write_run(self, Path(directory))
+        write_run(self, Path(directory), images=images)
         return Path(directory)
 
     def compare(self, other: Profile) -> Comparison:

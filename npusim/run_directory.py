@@ -16,7 +16,8 @@ from npusim.errors import OutputError
 from npusim.reports.source import Profiled, planned_trace
 
 PLAN, SUMMARY, TRACE, REPORT, SCALES = "plan.json", "summary.json", "trace.json", "report.html", "scales.npz"
-_OURS = frozenset({PLAN, SUMMARY, TRACE, REPORT, SCALES})
+VERIFIED, IMAGES = "verify.json", "images"
+_OURS = frozenset({PLAN, SUMMARY, TRACE, REPORT, SCALES, VERIFIED, IMAGES})
 
 
 def default_directory(model: str) -> Path:
@@ -52,10 +53,14 @@ def _is_run(directory: Path) -> bool:
         return False
 
 
-def write_run(profile: Profiled, directory: Path) -> None:
+def write_run(profile: Profiled, directory: Path, *, images: str | None = None) -> None:
     """Write all files of a run into a folder beside `directory`, then put it in its place.
 
+    Args:
+        images: `png` or `svg`: also the figures, into `images` (see `reports.images`).
+
     Raises:
+        MissingExtraError: pictures need kaleido.
         OutputError: the place is not ours, or cannot be written.
     """
     from npusim.reports.page import write_report
@@ -79,6 +84,10 @@ def write_run(profile: Profiled, directory: Path) -> None:
         )
         (aside / TRACE).write_text(text, "utf-8")
         write_report(profile, aside / REPORT)
+        if images is not None:
+            from npusim.reports.images import write_images
+
+            write_images(profile, aside / IMAGES, images)
         aside.chmod(0o755)
         _swap(aside, directory)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from npusim.units import MIB, format_bytes, ps_to_ms
 
 if TYPE_CHECKING:
     from npusim.api import Profile
+    from npusim.reports.compare import Change
 
-_TOP = 10
+_TOP, _CHANGES = 10, 15
 
 
 def print_profile(console: Console, profile: Profile) -> None:
@@ -129,6 +130,19 @@ def _segments_table(summary: Mapping[str, Any]) -> Table:
             f"{members[0]['peak_sram_bytes'] / MIB:.2f} MiB", escape(members[0]["name"]),
         )  # fmt: skip
     return table
+
+
+def print_changes(title: str, changes: Sequence[Change]) -> None:
+    """The changes that weigh most, as a table."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in ("where", "figure", "A", "B", "change"):
+        table.add_column(name, justify="left" if name in ("where", "figure") else "right", overflow="fold")
+    for change in changes[:_CHANGES]:
+        grown = f"{change.increase / change.before:+.1%}" if change.before else "new"
+        table.add_row(
+            escape(change.where), f"{change.what}, {change.unit}", f"{change.before:,.6g}", f"{change.after:,.6g}", grown
+        )  # fmt: skip
+    Console().print(table)
 
 
 def _notes(console: Console, summary: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from npusim.errors import BadInputError
 from npusim.hardware import load_npu
 from npusim.models import zoo
 from npusim.models.systems import SYSTEMS
+from npusim.progress import track
 from npusim.reports.zoo import SystemRow, ZooRow
 from npusim.scheduler.problem import Infeasible
 from npusim.units import MIB, format_bytes
@@ -33,10 +34,12 @@ def compare_zoo(names: Sequence[str], *, npu: str, jobs: int) -> list[ZooRow]:
     load_npu(npu)
     order = sorted(chosen, key=lambda n: -len(zoo.graph_bytes(n)))
     if jobs == 1:
-        found = dict(zip(order, (_row(n, npu) for n in order), strict=True))
+        rows = track((_row(n, npu) for n in order), "profiling the zoo", total=len(order))
+        found = dict(zip(order, rows, strict=True))
     else:
         with ProcessPoolExecutor(max_workers=jobs) as pool:
-            found = dict(zip(order, pool.map(_row, order, [npu] * len(order)), strict=True))
+            rows = track(pool.map(_row, order, [npu] * len(order)), "profiling the zoo", total=len(order))
+            found = dict(zip(order, rows, strict=True))
     return [found[name] for name in cards]
 
 

@@ -15,7 +15,8 @@ from npusim.program import TABLE6_ROLES
 from npusim.reports.layers import layer_figures
 from npusim.reports.markup import assemble, embed, number, path_name, section, table
 from npusim.reports.page import PALETTE, report_data
-from npusim.reports.sections import ROLE_TITLES, attention_name, compare_timeline_section
+from npusim.reports.sections import compare_timeline_section
+from npusim.reports.segments import ROLE_TITLES, attention_shape, named
 from npusim.reports.source import Profiled
 from npusim.units import PS_PER_MS, format_bytes
 
@@ -239,13 +240,8 @@ def _table6_rows(blocks: Sequence[tuple[Any, Any]]) -> Iterator[Sequence[str]]:
     """Two lines, A and B, for blocks whose figures are the same."""
     before, after = blocks[0]
     whole = _block_ms(before)
-    others = ", ".join(block["name"] for block, _ in blocks[1:])
-    more = (
-        f'<br><span class="quiet" title="{escape(others)}">and {len(blocks) - 1} more like it</span>'
-        if others
-        else ""
-    )
-    for name, run, block in ((attention_name(before) + more, "A", before), ("", "B", after)):
+    name = named([block for block, _ in blocks], attention_shape(before))
+    for shown, run, block in ((name, "A", before), ("", "B", after)):
         values = [*(float(block["rows"][role]) for role in TABLE6_ROLES), float(block["other_ms"])]
         shares = [100 * value / whole if whole else 0.0 for value in values]
         cells = [
@@ -253,4 +249,4 @@ def _table6_rows(blocks: Sequence[tuple[Any, Any]]) -> Iterator[Sequence[str]]:
         ]
         total = _block_ms(block)
         share = f"{100 * total / whole:.1f} %" if whole else "–"
-        yield (name, run, *cells, number(total, f"{total:.4f}"), share)
+        yield (shown, run, *cells, number(total, f"{total:.4f}"), share)

@@ -31,6 +31,7 @@ Object.assign(Timeline.prototype, {
     const actions = {
       in: () => this.zoom(0.5), out: () => this.zoom(2), left: () => this.pan(-0.25), right: () => this.pan(0.25),
       reset: () => { this.marked = null; this.show(0, this.total); },
+      picture: () => Plotly.downloadImage(this.plot, { format: "png", scale: 2, filename: "npusim-timeline", width: this.plot.clientWidth, height: this.plot.clientHeight }),
       next: () => this.find(this.box.querySelector(".search").value, 1), previous: () => this.find(this.box.querySelector(".search").value, -1),
     };
     actions[what]?.();
@@ -91,6 +92,7 @@ Object.assign(Timeline.prototype, {
     const lane = this.lanes[row];
     if (!lane) return null;
     const { run } = lane, at = (time * 1e9) / run.quantum;
+    if (lane.path) return pathFacts(run, lane.path, at);
     const half = (((this.range[1] - this.range[0]) / this.width) * 1e9) / run.quantum;
     for (const gang of run.gangs) {
       if (!gang.lanes.includes(lane.lane)) continue;
@@ -106,12 +108,20 @@ Object.assign(Timeline.prototype, {
     if (place?.band !== "lanes") return;
     const row = Math.round(place.value), lane = this.lanes[row];
     if (!lane) return;
+    if (lane.path) { this.showStretch(lane, place.time); return; }
     const at = (place.time * 1e9) / lane.run.quantum;
     const half = (((this.range[1] - this.range[0]) / this.width) * 1e9) / lane.run.quantum;
     for (const gang of lane.run.gangs.filter((g) => g.lanes.includes(lane.lane))) {
       const { count, at: index } = busyIn(lane.run, gang, at - half, at + half);
       if (count) this.select(lane.run, index, row);
     }
+  },
+
+  /** Zoom to the block or layer of a row of names. */
+  showStretch({ run, path }, time) {
+    const q = run.quantum / 1e9, i = above(path.end, time / q, 0, path.end.length - 1);
+    const low = path.start[i] * q, high = path.end[i] * q, margin = (high - low) * 0.05 || 1e-6;
+    this.show(low - margin, high + margin);
   },
 
   select(run, index, row) {
@@ -130,6 +140,7 @@ Object.assign(Timeline.prototype, {
     let row = this.selected ? (this.selected.row + lanes + rows) % rows : 0;
     for (let tries = 0; tries < rows; tries++, row = (row + (lanes || 1) + rows) % rows) {
       const { run, lane } = this.lanes[row];
+      if (lane === undefined) continue;
       const gang = run.gangs.find((g) => g.lanes.includes(lane) && g.commands);
       if (!gang) continue;
       const same = this.selected && !lanes;

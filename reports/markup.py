@@ -7,13 +7,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = ("decode.js", "windows.js", "timeline.js", "interact.js", "tables.js", "page.js")
+SCRIPTS = ("decode.js", "windows.js", "path.js", "timeline.js", "interact.js", "tables.js", "page.js")
 
 
 def embed(value: Any) -> str:
@@ -37,14 +38,44 @@ def card(label: str, figure: str, note: str = "") -> str:
     return f'<div><dt>{escape(label)}</dt><dd class="figure">{figure}</dd>{extra}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, numbers: int = 1) -> str:
-    """A table in a box that scrolls sideways. Cells are HTML; from column `numbers` on they are set right.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a bar: what it is (plain text), its share of the bar, its colour."""
+
+    name: str
+    share: float
+    colour: str
+
+
+def bar(parts: Iterable[Part], label: str, *, mark: float | None = None) -> str:
+    """A bar made of parts, with a mark at a share of its length; read aloud as a sentence."""
+    drawn = list(parts)
+    pieces = "".join(
+        f'<i style="width:{100 * p.share:.3f}%;background:{p.colour}" title="{escape(p.name)}"></i>'
+        for p in drawn
+    )
+    if mark is not None and 0 <= mark <= 1:
+        pieces += f'<b style="left:{100 * mark:.3f}%"></b>'
+    spoken = f"{label}: {'; '.join(p.name for p in drawn)}"
+    return f'<div class="bar" role="img" aria-label="{escape(spoken)}">{pieces}</div>'
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    label: str,
+    numbers: int = 1,
+    text: Sequence[int] = (),
+) -> str:
+    """A table in a box that scrolls sideways. Cells are HTML.
 
     Args:
         head: column titles, plain text.
         label: what the table shows, for those who cannot see it.
+        numbers: columns from this one on are set right, but for those in `text`.
     """
-    classes = ["" if i < numbers else ' class="number"' for i in range(len(head))]
+    classes = ["" if i < numbers or i in text else ' class="number"' for i in range(len(head))]
     titles = "".join(f'<th scope="col"{c}>{escape(h)}</th>' for h, c in zip(head, classes, strict=True))
     lines = []
     for row in rows:

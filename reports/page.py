@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,33 +13,35 @@ from npusim.dtypes import PAIRS
 from npusim.program import OPCODES, ROLES
 from npusim.reports.engines import engines
 from npusim.reports.events import event_columns, gangs, quantum_ps, slices
+from npusim.reports.headline import headline
 from npusim.reports.layers import LayerFigures, layer_figures, layer_rows
 from npusim.reports.markup import assemble, embed
 from npusim.reports.memory import add_memory_columns, bandwidth, sram
+from npusim.reports.quantization import error_figure, quantization_section, sqnr_column
 from npusim.reports.roofline import roofline
 from npusim.reports.sections import (
     critical_section,
     engine_section,
-    headline,
     hint_section,
     layer_section,
     roofline_section,
-    segment_section,
-    table6_section,
     timeline_section,
 )
+from npusim.reports.segments import gap_section, segment_section, table6_section
 from npusim.reports.source import Profiled, planned_trace
-from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT, Figure
+from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT, Figure, block_of
 from npusim.reports.tiles import curves
 from npusim.reports.timeline import timeline
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-SECTIONS = (
-    ("headline", "headline"), ("hints", "hints"), ("timeline", "timeline"), ("engines", "engines"), ("critical", "critical path"),
-    ("roofline", "roofline"), ("segments", "segments"), ("table6", "attention"), ("layers", "layers"),
-)  # fmt: skip
+#: Section -> its name in the navigation.
+TITLES = {
+    "headline": "headline", "gap": "gap", "hints": "hints", "timeline": "timeline", "engines": "engines", "critical": "critical path",
+    "roofline": "roofline", "segments": "segments", "table6": "attention",
+    "quantization": "quantization", "layers": "layers",
+}  # fmt: skip
 PALETTE = {
     "categories": list(CATEGORIES.items()),
     "kinds": list(KINDS.items()),
@@ -48,25 +51,37 @@ PALETTE = {
 STALLS = ("nothing", "DMA", "a dependency", "its turn in the queue")
 
 
-def write_report(profile: Profiled, path: Path) -> None:
+#: What `npusim run --verify` found, as `verify.json` holds it; nothing before a run was verified.
+Verified = Mapping[str, Any] | None
+
+
+def write_report(profile: Profiled, path: Path, verified: Verified = None) -> None:
     """Write the page of one run."""
-    path.write_text(report_html(profile), "utf-8")
+    path.write_text(report_html(profile, verified), "utf-8")
 
 
-def report_html(profile: Profiled) -> str:
+def report_html(profile: Profiled, verified: Verified = None) -> str:
     """The page of one run, as text."""
-    figures = layer_figures(profile)
-    plan = profile.plan
+    figures, plan, summary = layer_figures(profile), profile.plan, profile.summary
+    sections = {
+        "headline": headline(profile, figures),
+        "gap": gap_section(summary),
+        "hints": hint_section(profile, figures),
+        "timeline": timeline_section(),
+        "engines": engine_section(profile),
+        "critical": critical_section(profile, figures),
+        "roofline": roofline_section(profile),
+        "segments": segment_section(summary),
+        "table6": table6_section(summary),
+        "quantization": quantization_section(verified),
+        "layers": layer_section(),
+    }
     return assemble({
         "title": escape(f"{plan.model.name} on {plan.npu.name}"),
         "subtitle": escape(subtitle(profile)),
-        "nav": "".join(f'<a href="#{name}">{title}</a>' for name, title in SECTIONS),
-        "sections": "\n".join((
-            headline(profile, figures), hint_section(profile, figures), timeline_section(), engine_section(profile),
-            critical_section(profile, figures), roofline_section(profile), segment_section(profile.summary),
-            table6_section(profile.summary), layer_section(),
-        )),
-        "data": embed(report_data(profile, figures)),
+        "nav": "".join(f'<a href="#{name}">{TITLES[name]}</a>' for name, body in sections.items() if body),
+        "sections": "\n".join(filter(None, sections.values())),
+        "data": embed(report_data(profile, figures, verified)),
     })  # fmt: skip
 
 
@@ -79,15 +94,18 @@ def subtitle(profile: Profiled) -> str:
     )
 
 
-def report_data(profile: Profiled, figures: LayerFigures) -> dict[str, Any]:
+def report_data(profile: Profiled, figures: LayerFigures, verified: Verified = None) -> dict[str, Any]:
     """What the page's scripts draw."""
+    layers = layer_columns(profile, figures)
+    sqnr = sqnr_column(verified, layers["name"])
     return {
         "palette": PALETTE,
         "runs": [run_data(profile, figures, memory=True)],
-        "layers": layer_columns(profile, figures),
+        "layers": layers | ({"sqnr_db": sqnr} if sqnr else {}),
         "figures": {
             "engines-plot": engines(profile.program, planned_trace(profile)),
             "roofline-plot": roofline(profile, figures),
+            **({"quantization-plot": error_figure(verified["layers"])} if verified else {}),
         },
         "curves": curves(profile.summary),
     }
@@ -101,9 +119,13 @@ def run_data(profile: Profiled, figures: LayerFigures, *, memory: bool) -> dict[
     if memory:
         add_memory_columns(columns, program, trace, quantum)
     precisions = {layer.name: layer.precision for layer in plan.layers}
+    scopes = {layer.name: layer.scope for layer in profile.graph.layers}
+    blocks = [block_of(scopes.get(name, "")) for name in program.layers]
+    numbered = {name: i for i, name in enumerate(dict.fromkeys(blocks))}
     return {
         "quantum": quantum, "makespan": -(-trace.makespan_ps // quantum), "lanes": program.lanes,
         "gangs": gangs(program, counts), "layers": program.layers, "slices": slices(program),
+        "blocks": list(numbered), "block_of": [numbered[name] for name in blocks],
         "precisions": [precisions.get(name, plan.options.precision) for name in program.layers],
         "segments": program.segments, "functions": program.functions, "tensors": program.tensors.name, "opcodes": OPCODES,
         "roles": ROLES, "pairs": PAIRS, "stalls": STALLS, "categories": len(CATEGORIES), "capacity": plan.npu.sram.sram_bytes,

@@ -5,13 +5,14 @@ const COLUMNS = [
   ["name", "layer", "text"], ["critical_ps", "latency (ms)", "ms"], ["share", "share", "share"], ["running", "cumulative", "share"],
   ["busy_ps", "busy (ms)", "ms"], ["dram_bytes", "DRAM", "bytes"], ["spill_bytes", "of it intermediates", "bytes"],
   ["macs", "MACs", "macs"], ["mac_share", "MAC use", "share"], ["slices", "tiles or pieces", "count"],
-  ["op", "operator", "text"], ["shape", "output", "text"], ["precision", "precision", "text"],
+  ["sqnr_db", "SQNR", "db"], ["op", "operator", "text"], ["shape", "output", "text"], ["precision", "precision", "text"],
 ];
 const SUMMED = ["critical_ps", "busy_ps", "macs", "dram_bytes", "spill_bytes"];
-const SHOWN = { ms: (v) => fixed(v / 1e9, 4), share: (v) => `${fixed(100 * v, 1)} %`, macs: macsText, bytes: bytesText, count: (v) => whole.format(v), text: (v) => v };
+const SHOWN = { ms: (v) => fixed(v / 1e9, 4), share: (v) => `${fixed(100 * v, 1)} %`, macs: macsText, bytes: bytesText, count: (v) => whole.format(v), db: (v) => `${fixed(v, 1)} dB`, text: (v) => v };
 
 class LayerTable {
   constructor(box, layers, jump) {
+    this.columns = COLUMNS.filter(([key]) => key !== "sqnr_db" || layers.sqnr_db);
     Object.assign(this, { box, jump, sort: "critical_ps", down: true, open: new Set(), limit: 150 });
     this.rows = layers.name.map((_, i) => Object.fromEntries(Object.keys(layers).map((key) => [key, layers[key][i]])));
     this.total = sumUp(this.rows);
@@ -21,13 +22,33 @@ class LayerTable {
     this.filter.addEventListener("input", () => this.draw());
     this.group.addEventListener("change", () => { this.open.clear(); this.draw(); });
     box.querySelector(".more").addEventListener("click", () => { this.limit = Infinity; this.draw(); });
+    box.querySelector(".csv").addEventListener("click", () => this.save());
     this.head();
     this.draw();
   }
 
+  /** The layers that pass the filter, in the table's order, as a CSV file (RFC 4180); times in ms. */
+  save() {
+    const keys = ["name", "op", "block", "part", "shape", "precision", "slices", "critical_ps", "busy_ps", "macs", "mac_share", "dram_bytes", "spill_bytes"];
+    if (this.columns.some(([key]) => key === "sqnr_db")) keys.push("sqnr_db");
+    const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+    const field = (row, key) => quoted(String((key.endsWith("_ps") ? row[key] / 1e9 : key === "shape" ? row[key].replaceAll(" × ", "x") : row[key]) ?? ""));
+    const lines = [keys.map((key) => key.replace("_ps", "_ms")).join(","), ...this.ordered(this.filtered()).map((row) => keys.map((key) => field(row, key)).join(","))];
+    const link = element("a");
+    link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+    link.download = "npusim-layers.csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  filtered() {
+    const wanted = this.filter.value.toLowerCase();
+    return this.rows.filter((r) => !wanted || `${r.name} ${r.op}`.toLowerCase().includes(wanted));
+  }
+
   head() {
     const row = element("tr");
-    for (const [key, label, kind] of COLUMNS) {
+    for (const [key, label, kind] of this.columns) {
       const cell = element("th", undefined, kind === "text" ? "" : "number");
       cell.scope = "col";
       const button = element("button", label);
@@ -49,7 +70,7 @@ class LayerTable {
       else cell.removeAttribute("aria-sort");
     }
     const wanted = this.filter.value.toLowerCase();
-    const rows = this.rows.filter((r) => !wanted || `${r.name} ${r.op}`.toLowerCase().includes(wanted));
+    const rows = this.filtered();
     const lines = this.group.value === "none" ? this.ordered(rows).map((row) => ({ row })) : this.grouped(rows, wanted);
     let running = 0;
     const drawn = [];
@@ -92,7 +113,7 @@ class LayerTable {
 
   line({ row, group, member, open }) {
     const line = element("tr", undefined, group ? "block" : member ? "member" : "");
-    for (const [key, , kind] of COLUMNS) {
+    for (const [key, , kind] of this.columns) {
       const value = row[key];
       const cell = key === "name" ? this.nameCell(row, group, open) : element("td", undefined, kind === "text" ? "" : "number");
       if (key !== "name" && value !== undefined && value !== null) {

@@ -34,6 +34,14 @@ KINDS: dict[str, str] = {
     "output": "#D55E00",
 }
 
+#: What energy goes to: key of `cost.energy_pj` -> colour.
+ENERGY: dict[str, str] = {
+    "macs_pj": "#009E73",
+    "vector_pj": "#CC79A7",
+    "sram_pj": "#DDBB66",
+    "dram_pj": "#D55E00",
+}
+
 ACCENT, LIMIT = "#0072B2", "#D55E00"
 
 Figure = dict[str, Any]

@@ -11,7 +11,10 @@ class Timeline {
     this.plot = box.querySelector(".plot");
     this.tip = box.querySelector(".tip");
     this.memory = runs.length === 1;
-    this.lanes = runs.flatMap((run, r) => run.lanes.map((name, lane) => ({ run, lane, name: this.memory ? name : `${"AB"[r]} · ${name}` })));
+    this.lanes = runs.flatMap((run, r) => {
+      const rows = [...pathRows(run).map((path) => ({ run, path, name: path.name })), ...run.lanes.map((name, lane) => ({ run, lane, name }))];
+      return this.memory ? rows : rows.map((row) => ({ ...row, name: `${"AB"[r]} · ${row.name}` }));
+    });
     this.total = Math.max(...runs.map((run) => run.makespan * run.quantum)) / 1e9;
     this.range = [0, this.total];
     this.selected = null;
@@ -19,7 +22,9 @@ class Timeline {
     this.listen();
   }
 
-  get width() { return Math.max(200, this.plot.clientWidth - 100); }
+  get margins() { return { l: this.plot.clientWidth < 600 ? 66 : 90, r: 12, t: 8, b: 46 }; }
+
+  get width() { return Math.max(200, this.plot.clientWidth - this.margins.l - this.margins.r); }
 
   bands() {
     const names = this.memory ? ["dram", "sram", "map"] : [];
@@ -32,34 +37,63 @@ class Timeline {
       domains[name] = [Math.max(0, 1 - (at + BANDS[name]) / height), 1 - at / height];
       at += BANDS[name];
     }
-    return { height: height + 60, domains };
+    return { height: height + this.margins.t + this.margins.b, domains };
   }
 
   /** The lanes in [from, to) ms as a picture: it costs pixels, where SVG would cost outlines. */
   laneImage(from, to, bin) {
     const scale = Math.min(2, Math.max(1, devicePixelRatio)), perMs = (1.5 * scale) / bin;
     const canvas = this.canvas ??= document.createElement("canvas");
+    Object.assign(this, { imageFrom: from, imagePerMs: perMs });
     canvas.width = Math.max(1, Math.round((to - from) * perMs));
     canvas.height = this.lanes.length * LANE * scale;
-    const pen = canvas.getContext("2d"), height = LANE * scale, text = colourOf("--text");
+    const pen = canvas.getContext("2d"), text = colourOf("--text");
     const showPath = this.box.querySelector(".show-critical").checked;
-    this.lanes.forEach(({ run, lane }, row) => {
-      const q = run.quantum / 1e9, floor = Math.round((row + 0.9) * height), tall = 0.8 * height;
-      for (const gang of run.gangs) {
-        if (!gang.lanes.includes(lane)) continue;
-        eachBlock(run, gang, from / q, to / q, bin / q, (start, end, category, share, count, critical) => {
-          const left = (start * q - from) * perMs, width = Math.max(1, (end - start) * q * perMs - (count === 1 ? 0.4 : 0));
-          const high = Math.max(2, tall * Math.min(1, share));
-          pen.fillStyle = this.palette.categories[category][1];
-          pen.fillRect(left, floor - high, width, high);
-          if (critical && showPath) { pen.fillStyle = text; pen.fillRect(left, floor + scale, width, 1.5 * scale); }
-        });
-      }
-    });
+    pen.font = `${11 * scale}px system-ui, sans-serif`;
+    pen.textBaseline = "middle";
+    const view = { pen, scale, perMs, from, to, bin, text, showPath };
+    this.lanes.forEach((lane, row) => (lane.path ? this.drawPath(lane, row, view) : this.drawLane(lane, row, view)));
     return {
       source: canvas.toDataURL(), xref: "x", yref: "y", x: from, y: -0.5, sizex: to - from, sizey: this.lanes.length,
       xanchor: "left", yanchor: "top", sizing: "stretch", layer: "above",
     };
+  }
+
+  drawLane({ run, lane }, row, { pen, scale, perMs, from, to, bin, text, showPath }) {
+    const q = run.quantum / 1e9, height = LANE * scale, floor = Math.round((row + 0.9) * height), tall = 0.8 * height;
+    for (const gang of run.gangs) {
+      if (!gang.lanes.includes(lane)) continue;
+      eachBlock(run, gang, from / q, to / q, bin / q, (start, end, category, share, count, critical, index) => {
+        const left = (start * q - from) * perMs, width = Math.max(1, (end - start) * q * perMs - (count === 1 ? 0.4 : 0));
+        const high = Math.max(2, tall * Math.min(1, share)), colour = this.palette.categories[category][1];
+        pen.fillStyle = colour;
+        pen.fillRect(left, floor - high, width, high);
+        if (critical && showPath) { pen.fillStyle = text; pen.fillRect(left, floor + scale, width, 1.5 * scale); }
+        if (count === 1) this.label(pen, run.layers[run.c.class_layer[run.c.class[index]]], left, width, floor - tall / 2, scale, inkOn(colour));
+      });
+    }
+  }
+
+  /** A row of names: neighbours alternate in shade, so that colours keep their meaning. */
+  drawPath({ run, path }, row, { pen, scale, perMs, from, to, bin }) {
+    const q = run.quantum / 1e9, height = LANE * scale, shades = [colourOf("--band"), colourOf("--band2")], ink = colourOf("--text");
+    eachStretch(path, from / q, to / q, (2 * bin) / q, (start, end, name, count, index) => {
+      const left = (start * q - from) * perMs, width = (end - start) * q * perMs;
+      pen.fillStyle = count === 1 ? shades[index % 2] : shades[0];
+      pen.fillRect(left, (row + 0.08) * height, width, 0.84 * height);
+      if (count === 1) this.label(pen, name, left, width, (row + 0.5) * height, scale, ink);
+    });
+  }
+
+  /** A name inside a bar, where it fits; it stays in sight while any of the bar is. */
+  label(pen, name, left, width, middle, scale, ink) {
+    const seen = ((this.range[0] - this.imageFrom) * this.imagePerMs), pad = 4 * scale;
+    const at = Math.max(left, Math.min(seen, left + width)), room = left + width - at - 2 * pad;
+    if (room < 16 * scale) return;
+    const text = fitted(pen, name, room);
+    if (!text) return;
+    pen.fillStyle = ink;
+    pen.fillText(text, at + pad, middle);
   }
 
   memoryTraces(from, to) {
@@ -89,11 +123,11 @@ class Timeline {
     const axis = { color: text, gridcolor: grid, zerolinecolor: grid, fixedrange: true };
     const narrow = this.plot.clientWidth < 600;
     const layout = {
-      height, width: this.plot.clientWidth, margin: { l: narrow ? 66 : 90, r: 12, t: 8, b: 46 }, showlegend: false, hovermode: false, dragmode: "pan",
+      height, width: this.plot.clientWidth, margin: this.margins, showlegend: false, hovermode: false, dragmode: "pan",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: narrow ? 11 : 12, color: text },
       xaxis: { ...axis, fixedrange: false, range: this.range.slice(), title: { text: "time (ms)" }, anchor: this.memory ? "y4" : "y", exponentformat: "none", nticks: narrow ? 5 : 12 },
-      yaxis: { ...axis, domain: domains.lanes, range: [this.lanes.length - 0.4, -0.6], tickvals: this.lanes.map((_, i) => i), ticktext: this.lanes.map((l) => l.name), showgrid: false, zeroline: false },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: text }, shapes: this.shapes(text),
+      yaxis: { ...axis, domain: domains.lanes, range: [this.lanes.length - 0.5, -0.5], tickvals: this.lanes.map((_, i) => i), ticktext: this.lanes.map((l) => l.name), showgrid: false, zeroline: false },
+      shapes: this.shapes(text),
       annotations: [],
     };
     if (!this.memory) return layout;
@@ -136,7 +170,7 @@ class Timeline {
     if (this.memory) traces.push(...this.memoryTraces(low, high));
     const layout = this.layout();
     layout.images = [this.laneImage(from, to, (1.5 * span) / this.width)];
-    const config = { displaylogo: false, scrollZoom: false, doubleClick: false, modeBarButtons: [["toImage"]] };
+    const config = { displaylogo: false, scrollZoom: false, doubleClick: false, displayModeBar: false };
     return Plotly.react(this.plot, traces, layout, config);
   }
 
@@ -163,4 +197,10 @@ class Timeline {
     this.pending = true;
     requestAnimationFrame(() => { this.pending = false; this.draw(); });
   }
+}
+
+/** Black or white, whichever is read more easily on a colour (relative luminance, WCAG 2). */
+function inkOn(colour) {
+  const [r, g, b] = [1, 3, 5].map((i) => (parseInt(colour.slice(i, i + 2), 16) / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
 }

@@ -1,7 +1,7 @@
 "use strict";
 // Level of detail: what of a run to draw in a window of time, so that the drawing costs pixels and not events.
 
-/** Call `emit(start, end, category, busy share, commands, critical)` for what one gang does in [from, to). */
+/** Call `emit(start, end, category, busy share, commands, critical, first command)` for what one gang does in [from, to). */
 function eachBlock(run, gang, from, to, bin, emit) {
   const { start, end, c } = run;
   const category = c.class_category;
@@ -9,7 +9,7 @@ function eachBlock(run, gang, from, to, bin, emit) {
   let i = above(end, from, gang.first, gang.last);
   while (i < gang.last && start[i] < to) {
     if (end[i] - start[i] >= bin) {
-      emit(start[i], end[i], category[c.class[i]], 1, 1, c.critical[i]);
+      emit(start[i], end[i], category[c.class[i]], 1, 1, c.critical[i], i);
       i += 1;
       continue;
     }
@@ -24,7 +24,7 @@ function eachBlock(run, gang, from, to, bin, emit) {
     }
     let most = 0;
     for (let k = 1; k < weights.length; k++) if (weights[k] > weights[most]) most = k;
-    emit(start[i], end[j - 1], most, busy / Math.max(1, end[j - 1] - start[i]), j - i, critical * 2 > busy ? 1 : 0);
+    emit(start[i], end[j - 1], most, busy / Math.max(1, end[j - 1] - start[i]), j - i, critical * 2 > busy ? 1 : 0, i);
     i = j;
   }
 }

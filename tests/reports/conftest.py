@@ -171,3 +171,37 @@ def enlarged() -> Callable[[Profiled, int], Enlarged]:
 def hostile_names() -> tuple[str, str]:
     """Layer names of the tiny network that try to break out of markup and of scripts."""
     return HOSTILE, BREAKOUT
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A profile whose summary has all optional keys, and a verification of it; figures are made up, names are hostile."""
+
+    profile: api.Profile
+    verified: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def explained(tiny: api.Profile) -> Explained:
+    summary = dict(tiny.summary)
+    above = summary["latency_ms"] - summary["lower_bound_ms"]
+    summary["gap"] = [{"cause": f"waiting {HOSTILE}", "ms": above - 0.25}, {"cause": "hand-over", "ms": 0.25}]
+    why = {
+        "bound_by": f"vector {HOSTILE}",
+        "next_best": [{"tile_count": 9, "latency_ms": 1.0, "reason": BREAKOUT}],
+        "levers": [{"change": "SRAM x 2", "latency_ms": 0.5}],
+    }
+    summary["segments"] = [dict(s) | {"why": why} for s in summary["segments"]]
+    close = {"sqnr_db": 40.0, "cosine": 0.999, "max_error": 0.5, "relative_error": 0.01}
+    layers = [
+        {"name": name, "op": "linear", **close, "sqnr_db": None if i == 1 else 50.0 - i, "own_noise_db": None if i == 1 else 1.5}
+        for i, name in enumerate(tiny.program.layers)
+    ]  # fmt: skip
+    verified = {
+        "schema_version": 1,
+        "precision": "w8a16",
+        "notes": [BREAKOUT],
+        "outputs": {HOSTILE: close},
+        "layers": layers,
+    }
+    return Explained(profile=replace(tiny, summary=summary), verified=verified)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 import time
@@ -69,8 +71,9 @@ def requests(browser: Any) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def report(tiny: api.Profile, pages: Path) -> Path:
-    write_report(tiny, pages / "report.html")
+def report(tiny: api.Profile, pages: Path, explained: Any) -> Path:
+    """The page with everything on it that a page can hold."""
+    write_report(explained.profile, pages / "report.html", explained.verified)
     return pages / "report.html"
 
 
@@ -151,7 +154,7 @@ def test_hovering_tells_layer_shape_time_and_stall(browser: Any, report: Path) -
     show(browser, report)
     script = """
         const t = window.npusimTimeline, run = t.runs[0], gang = run.gangs.find((g) => g.commands);
-        const q = run.quantum / 1e9, i = gang.first, row = gang.lanes[0];
+        const q = run.quantum / 1e9, i = gang.first, row = t.lanes.findIndex((l) => l.lane === gang.lanes[0]);
         t.range = [run.start[i] * q, run.end[i] * q + 1e-6];
         return t.draw().then(() => {
             const full = t.plot._fullLayout, box = t.plot.getBoundingClientRect();
@@ -164,6 +167,50 @@ def test_hovering_tells_layer_shape_time_and_stall(browser: Any, report: Path) -
     text = browser.execute_script(script)
     for word in ("layer", "time", "takes", "waited for", "precision"):
         assert word in text
+
+
+def test_the_rows_of_names_say_what_holds_the_critical_path_and_a_click_zooms_to_it(
+    browser: Any, report: Path
+) -> None:
+    show(browser, report)
+    script = """
+        const t = window.npusimTimeline, run = t.runs[0], rows = t.lanes.filter((l) => l.path).map((l) => l.path);
+        const touching = rows.every((r) => r.start.every((s, i) => s === (i ? r.end[i - 1] : 0)));
+        const facts = t.laneFacts(rows[0].start[0] * run.quantum / 1e9 + 1e-9, 0);
+        t.showStretch(t.lanes[1], t.total / 2);
+        return [rows.map((r) => r.name), touching, rows.map((r) => r.end.at(-1) === run.makespan), facts[0], t.range, t.total];
+    """
+    names, touching, whole, fact, (low, high), total = browser.execute_script(script)
+    assert names == ["block", "layer"]
+    assert touching
+    assert whole == [True, True]
+    assert fact == ["block", "blocks.0"]
+    assert low <= total / 2 <= high < total
+
+
+def test_the_csv_button_saves_every_layer_that_passes_the_filter(
+    browser: Any, report: Path, tiny: api.Profile
+) -> None:
+    show(browser, report)
+    script = """
+        const made = [], real = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { made.push(blob); return real(blob); };
+        const filter = document.querySelector('.filter');
+        document.querySelector('.csv').click();
+        filter.value = 'softmax'; filter.dispatchEvent(new Event('input'));
+        document.querySelector('.csv').click();
+        URL.createObjectURL = real;
+        return Promise.all(made.map((blob) => blob.text()));
+    """
+    every, filtered = (
+        list(csv.DictReader(io.StringIO(t, newline=""))) for t in browser.execute_script(script)
+    )
+    known = {row.name: row for row in tiny.layers}
+    assert {row["name"] for row in every} == known.keys()
+    for row in every:
+        assert int(row["dram_bytes"]) == known[row["name"]].dram_bytes
+        assert float(row["critical_ms"]) == known[row["name"]].critical_ms
+    assert [row["op"] for row in filtered] == ["softmax"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

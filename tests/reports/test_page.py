@@ -6,14 +6,18 @@ import json
 import re
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import npusim.api as api
 from npusim.errors import OutputError
 from npusim.reports.compare import changes, compare_html, layer_changes, side, write_compare
+from npusim.reports.headline import dram_by_category
 from npusim.reports.markup import embed
 from npusim.reports.page import report_html, write_report
+from npusim.reports.quantization import noise_added
+from npusim.reports.segments import alike
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +25,22 @@ def html(tiny: api.Profile) -> str:
     return report_html(tiny)
 
 
+@pytest.fixture(scope="module")
+def full(explained: Any) -> str:
+    """A page with all that is optional."""
+    return report_html(explained.profile, explained.verified)
+
+
 def _without_plotly(html: str) -> str:
     longest = max(re.findall(r"<script>(.*?)</script>", html, re.S), key=len)
     return html.replace(longest, "")
 
 
-def test_names_of_the_model_are_escaped_everywhere(html: str, hostile_names: tuple[str, str]) -> None:
-    ours = _without_plotly(html)
+@pytest.mark.parametrize("page", ["html", "full"])
+def test_names_of_the_model_are_escaped_everywhere(
+    page: str, request: pytest.FixtureRequest, hostile_names: tuple[str, str]
+) -> None:
+    ours = _without_plotly(request.getfixturevalue(page))
     assert not any(name in ours for name in hostile_names)
     assert "<img" not in ours
     assert ours.lower().count("</script>") == 3
@@ -67,6 +80,41 @@ def test_every_section_is_there_and_reached_by_the_navigation(html: str) -> None
     sections = re.findall(r'<section id="(\w+)"', html)
     assert sorted(re.findall(r'<a href="#(\w+)"', html)) == sorted(sections)
     assert len(sections) == 9
+
+
+def test_what_is_optional_is_a_section_with_its_figures(full: str, explained: Any) -> None:
+    sections = re.findall(r'<section id="(\w+)"', full)
+    assert sorted(re.findall(r'<a href="#(\w+)"', full)) == sorted(sections)
+    assert {"gap", "quantization"} <= set(sections)
+    gap = full[full.index('<section id="gap"') : full.index('<section id="hints"')]
+    values = [float(unescape(v)) for v in re.findall(r'<data value="([^"]*)"', gap)]
+    summary = explained.profile.summary
+    assert values[0] == summary["lower_bound_ms"]
+    assert values[-1] == summary["latency_ms"]
+    assert sum(values[:-1]) == pytest.approx(summary["latency_ms"])
+    for words in ("bound by vector", "SRAM x 2", "9 tiles", "layers that lose most", "noise added"):
+        assert words in full
+
+
+def test_the_bars_of_the_headline_add_up(html: str, tiny: api.Profile) -> None:
+    for label in ("what holds the critical path", "what crosses the DRAM", "what the energy goes to"):
+        found = re.search(rf'aria-label="{label}: [^"]*">(.*?)</div>', html)
+        assert found
+        assert sum(float(w) for w in re.findall(r"width:([\d.]+)%", found[1])) == pytest.approx(100, abs=0.1)
+    moved = dram_by_category(tiny)
+    assert sum(moved.values()) == tiny.dram_bytes
+    assert moved["DMA: intermediates"] == tiny.spill_bytes
+
+
+def test_noise_added_is_what_the_share_of_noise_rises_by() -> None:
+    assert noise_added({"sqnr_db": 20.0, "own_noise_db": 10.0}) == pytest.approx(0.01 - 0.001)
+    assert noise_added({"sqnr_db": 40.0, "own_noise_db": -3.0}) == 0.0
+    assert noise_added({"sqnr_db": None, "own_noise_db": None}) == 0.0
+
+
+def test_blocks_that_cost_the_same_share_a_row() -> None:
+    items = [{"name": n, "layers": [n], "ms": ms} for n, ms in (("a", 1), ("b", 1), ("c", 2))]
+    assert [[i["name"] for i in group] for group in alike(items)] == [["a", "b"], ["c"]]
 
 
 def test_a_run_without_segments_gives_a_page(untiled: api.Profile) -> None:
