@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -194,16 +194,28 @@ def _headline(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 def _change_section(a: Side, b: Side) -> str:
     found = sorted(changes(a.summary, b.summary) + layer_changes(a, b), key=lambda c: -c.share)
     inner = [c for c in found if c.where != "the run" and abs(c.share) >= SHOWN_SHARE]
-    worse = [c for c in inner if c.increase > 0][:SHOWN_ROWS]
-    better = [c for c in reversed(inner) if c.increase < 0][:SHOWN_ROWS]
+    worse = alike_changes(c for c in inner if c.increase > 0)[:SHOWN_ROWS]
+    better = alike_changes(c for c in reversed(inner) if c.increase < 0)[:SHOWN_ROWS]
     head = ("where", "figure", "A", "B", "change", "of the run's")
     body = "".join(
         f"<h3>{title}</h3>"
-        + (table(head, map(change_row, rows), label=title, numbers=2) if rows else "<p>Nothing.</p>")
+        + (table(head, map(_group_row, rows), label=title, numbers=2) if rows else "<p>Nothing.</p>")
         for title, rows in (("Slower or heavier", worse), ("Faster or lighter", better))
     )
     note = f'<p class="quiet">At most {SHOWN_ROWS} rows each; changes under {100 * SHOWN_SHARE} % of the run are left out.</p>'
     return section("changes", "What changed, the heaviest first", body + note)
+
+
+def alike_changes(found: Iterable[Change]) -> list[list[Change]]:
+    """Changes of the same figure by the same amount, together, in the order of their firsts."""
+    groups: dict[tuple[str, float, float], list[Change]] = {}
+    for change in found:
+        groups.setdefault((change.what, change.before, change.after), []).append(change)
+    return list(groups.values())
+
+
+def _group_row(group: Sequence[Change]) -> Sequence[str]:
+    return (named([{"name": change.where} for change in group], ""), *change_row(group[0])[1:])
 
 
 def change_row(change: Change) -> Sequence[str]:

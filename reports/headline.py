@@ -56,9 +56,9 @@ def _latency_panel(profile: Profiled, figures: LayerFigures) -> str:
     above = f"{100 * (latency / bound - 1):.1f} % above the lower bound, " if bound else "lower bound "
     return _panel(
         f"latency, {policy} issue",
-        f"{number(summary['latency_ms'], f'{latency:.3f} ms')} <small>{number(other_ms, f'{other_ms:.3f} ms')} {other}</small>",
+        f"{number(summary['latency_ms'], f'{latency:,.3f} ms')} <small>{number(other_ms, f'{other_ms:,.3f} ms')} {other}</small>",
         bar(parts, "what holds the critical path", mark=bound / latency if latency else None),
-        f"Critical path: {made_of}.<br>{above}{number(bound, f'{bound:.3f} ms')} (the mark){by}.",
+        f"Critical path: {made_of}.<br>{above}{number(bound, f'{bound:,.3f} ms')} (the mark){by}.",
         wide=True,
     )
 
@@ -113,7 +113,7 @@ def _compute_panel(profile: Profiled, figures: LayerFigures) -> str:
     return _panel(
         "MAC utilization", number(use, f"{100 * use:.1f} %"),
         bar([Part("used", min(1.0, use), CATEGORIES["product with weights"])], "share of the multipliers' peak"),
-        f"of the peak of all multipliers at the precision used: {number(macs, f'{macs / 1e9:.2f} G')} "
+        f"of the peak of all multipliers at the precision used: {number(macs, f'{macs / 1e9:,.2f} G')} "
         f"multiply-accumulates, {rate:.2f} T per second.",
     )  # fmt: skip
 
@@ -125,9 +125,9 @@ def _energy_panel(profile: Profiled) -> str:
         Part(f"{_part(k)}: {v / 1e9:.2f} mJ", v / total, ENERGY.get(k, "#8A8A8A")) for k, v in energy.items()
     ]
     made_of = ", ".join(
-        _keyed(ENERGY.get(k, "#8A8A8A"), f"{escape(_part(k))} {v / 1e9:.1f}") for k, v in energy.items()
+        _keyed(ENERGY.get(k, "#8A8A8A"), f"{escape(_part(k))} {v / 1e9:,.1f}") for k, v in energy.items()
     )
-    shown = number(profile.summary["energy_mj"], f"{profile.summary['energy_mj']:.1f} mJ")
+    shown = number(profile.summary["energy_mj"], f"{profile.summary['energy_mj']:,.1f} mJ")
     return _panel("energy", shown, bar(parts, "what the energy goes to"), f"mJ: {made_of}.")
 
 
@@ -150,7 +150,7 @@ def _cards(profile: Profiled, figures: LayerFigures) -> Sequence[str]:
         card(
             "commands",
             number(len(profile.program), f"{len(profile.program):,}"),
-            f"of {len(profile.program.layers)} layers",
+            f"of {len(profile.program.layers):,} layers",
         ),
     )
 

@@ -16,6 +16,13 @@ function themed(layout) {
   return done;
 }
 
+/** The traces with blue lines that are read on a dark page too. */
+function readable(data) {
+  const accent = colourOf("--line-accent");
+  return data.map((trace) => (trace.line?.color === ACCENT ? { ...trace, line: { ...trace.line, color: accent }, marker: trace.marker && { ...trace.marker, color: trace.marker.color === ACCENT ? accent : trace.marker.color } } : trace));
+}
+
+const ACCENT = "#0072B2";
 const charts = new Map();
 
 function drawChart(box, figure) {
@@ -23,7 +30,7 @@ function drawChart(box, figure) {
   const narrow = box.clientWidth < 600;
   const layout = { ...themed(figure.layout), width: box.clientWidth };
   if (narrow) layout.margin = { ...layout.margin, l: 48, r: layout.yaxis2 ? 48 : 8 };
-  return Plotly.react(box, figure.data, layout, { displayModeBar: false });
+  return Plotly.react(box, readable(figure.data), layout, { displayModeBar: false });
 }
 
 function drawCurve(data) {
@@ -93,6 +100,7 @@ async function main() {
   }
   drawCurve(data);
   followTheme(timeline);
+  window.npusimDrawnMs = performance.now();
   document.documentElement.dataset.ready = "yes";
 }
 

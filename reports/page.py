@@ -30,7 +30,7 @@ from npusim.reports.sections import (
 from npusim.reports.segments import gap_section, segment_section, table6_section
 from npusim.reports.source import Profiled, planned_trace
 from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT, Figure, block_of
-from npusim.reports.tiles import curves
+from npusim.reports.tiles import curves, tile_curve
 from npusim.reports.timeline import timeline
 
 if TYPE_CHECKING:
@@ -153,7 +153,11 @@ def figures(profile: Profiled) -> dict[str, Figure]:
         "bandwidth": bandwidth(plan, trace),
         "engines": engines(program, trace),
         "roofline": roofline(profile, layer_figures(profile)),
-        **{f"tiles: {curve['name']}": curve["figure"] for curve in curves(profile.summary)},
+        **{
+            f"tiles: {s['name']}": tile_curve(s["tile_curve"])
+            for s in profile.summary["segments"]
+            if s.get("tile_curve")
+        },
     }
 
 

@@ -29,7 +29,7 @@ def alike(items: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
 
 def named(group: Sequence[Mapping[str, Any]], note: str) -> str:
     """HTML: the first's name, a note on what it is, and the names of those like it."""
-    first = f'{path_name(group[0]["name"])}<br><span class="quiet">{escape(note)}</span>'
+    first = path_name(group[0]["name"]) + (f'<br><span class="quiet">{escape(note)}</span>' if note else "")
     if len(group) == 1:
         return first
     others = "".join(f"<li>{path_name(item['name'])}</li>" for item in group[1:])

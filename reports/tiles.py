@@ -63,9 +63,15 @@ def _dram(ordered: Sequence[Mapping[str, Any]], count: list[int]) -> list[Figure
 
 
 def curves(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Name and figure of each segment that has a curve."""
+    """Name and figure of each segment that has a curve; segments with the same curve share an entry."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for segment in summary["segments"]:
+        if segment.get("tile_curve"):
+            groups.setdefault(repr(segment["tile_curve"]), []).append(segment)
     return [
-        {"name": s["name"], "figure": tile_curve(s["tile_curve"])}
-        for s in summary["segments"]
-        if s.get("tile_curve")
+        {
+            "name": group[0]["name"] + (f" and {len(group) - 1} more like it" if len(group) > 1 else ""),
+            "figure": tile_curve(group[0]["tile_curve"]),
+        }
+        for group in groups.values()
     ]

@@ -101,7 +101,7 @@ class Timeline {
     const scaled = (steps, factor) => ({ x: steps.x.map((t) => t * q), y: steps.y.map((v) => v * factor) });
     const area = (steps, yaxis) => ({
       type: "scatter", mode: "lines", ...steps, yaxis, fill: "tozeroy", hoverinfo: "skip",
-      line: { shape: "hv", width: 1, color: this.palette.accent, simplify: false },
+      line: { shape: "hv", width: 1, color: colourOf("--line-accent"), simplify: false },
     });
     const columns = Math.min(800, bins), left = Math.max(0, from), right = Math.min(this.total, to);
     const kinds = this.palette.kinds;
