@@ -19,7 +19,12 @@ function themed(layout) {
 /** The traces with blue lines that are read on a dark page too. */
 function readable(data) {
   const accent = colourOf("--line-accent");
-  return data.map((trace) => (trace.line?.color === ACCENT ? { ...trace, line: { ...trace.line, color: accent }, marker: trace.marker && { ...trace.marker, color: trace.marker.color === ACCENT ? accent : trace.marker.color } } : trace));
+  const painted = (part) => (part?.color === ACCENT ? { ...part, color: accent } : part);
+  return data.map((trace) => {
+    const done = { ...trace };
+    for (const key of ["line", "marker"]) if (trace[key]) done[key] = painted(trace[key]);
+    return done;
+  });
 }
 
 const ACCENT = "#0072B2";
