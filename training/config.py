@@ -226,21 +226,21 @@ def _toy() -> Preset:
             norm_groups=8,
             latent_channels=16,
         ),
-        text=TextSize(hidden=96, layers=3, heads=4, tokens=20),
+        text=TextSize(hidden=96, layers=2, heads=4, tokens=20),
         vae=VaeSize(patch=8, channels=(128,), layers_per_block=2, latent_channels=16, norm_groups=4),
-        pool=24576,
+        pool=32768,
         classifier=Training(steps=1200, batch=64, optimiser=Optimiser(lr=2e-3, warmup_steps=50)),
         autoencoder=Training(
             steps=4000, batch=16, precision="bf16", optimiser=_VAE_OPTIMISER
         ),  # many small steps
         teacher=TeacherStage(
             training=Training(
-                steps=4000, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=100), ema=0.998
+                steps=4000, batch=64, optimiser=Optimiser(lr=1.2e-3, warmup_steps=100), ema=0.998
             ),
         ),
-        kd=KdStage(training=Training(steps=1000, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.995)),
+        kd=KdStage(training=Training(steps=800, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.995)),
         lcm=LcmStage(
-            training=Training(steps=1200, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
+            training=Training(steps=1000, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
             w_range=(1.0, 5.0),
         ),
         sampling=Sampling(),
