@@ -51,6 +51,15 @@ def write_networks(run: Run, folder: Path) -> None:
     save_file(halves, folder / "decoder" / "diffusion_pytorch_model.safetensors")
     runs.load_tokenizer(run).save_pretrained(folder / "tokenizer")
     lcm_scheduler(run.preset.schedule).save_pretrained(folder / "scheduler")
+    for path in folder.glob("*/config.json"):
+        _forget_origin(path)
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop what diffusers writes about the folder that a network was loaded from."""
+    settings = checkpoints.read_json(path)
+    settings.pop("_name_or_path", None)
+    checkpoints.write_json(path, settings)
 
 
 def load_shipped(folder: Path) -> Shipped:

@@ -64,6 +64,7 @@ def test_a_finished_run_ships_a_network_that_loads_and_draws_the_same(
     words = rehearsed["toy-small"]
     _npusim("ship", *words, "--to", str(tmp_path / "shipped"))
     shipped = load_shipped(tmp_path / "shipped")
+    assert not any(words[3] in p.read_text() for p in (tmp_path / "shipped").rglob("*.json"))
     assert set(shipped.card["figures_as_shipped"]["seen"]) == {"lcm-4", "lcm-2", "lcm-1"}
     assert sum(p.stat().st_size for p in (tmp_path / "shipped").rglob("*.safetensors")) < LIMIT_BYTES
     run = Run(preset=shortened(named("toy-small"), 2), out=Path(words[3]))
