@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SRC := npusim models scheduler reports training
 
-.PHONY: help profile setup browser test test-fast lint types contract wheel bench fit docs clean
+.PHONY: help profile setup browser readers test test-fast lint types contract wheel bench fit docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,7 +31,10 @@ browser: ## Debian's Chromium, for the tests of the pages
 	@command -v chromium >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 	  || echo "chromium cannot be installed here: the browser tests will be skipped, and say so"
 
-test: $(VENV)/test browser ## all tests
+readers: $(VENV)/test ## environments of the tools that read our exports (onnxruntime 1.18, AIMET, polars)
+	bash tools/build_readers.sh $(BIN)/python $(VENV)/readers
+
+test: $(VENV)/test browser readers ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/test ## the tests that take under two minutes

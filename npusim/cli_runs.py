@@ -113,7 +113,7 @@ def quantize(
         found = quantize_directory(
             run, model, calibration=calibration, method=method, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
         )  # fmt: skip
-    _print_notes(found.notes)
+    print_notes(found.notes)
     typer.echo(f"wrote {run / SCALES_FILE}: {len(found.scales or {})} scales")
 
 
@@ -141,7 +141,7 @@ def execute(
         result = run_directory(
             run, model, inputs=inputs, verify=verify, order=order, seed=seed, shapes=shapes, dims=dims  # type: ignore[arg-type]
         )  # fmt: skip
-    _print_notes(result.notes)
+    print_notes(result.notes)
     for name, values in result.outputs.items():
         typer.echo(
             f"{name}: {list(values.shape)}, from {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}"
@@ -165,7 +165,8 @@ def execute(
         typer.echo(f"wrote {out}")
 
 
-def _print_notes(notes: Sequence[str]) -> None:
+def print_notes(notes: Sequence[str]) -> None:
+    """What was assumed, or what the user should know."""
     for note in notes:
         typer.echo(f"note: {note}")
 

@@ -82,20 +82,16 @@ class RunResult:
     notes: tuple[str, ...]
 
 
-def open_deployment(
-    directory: Path,
-    model: Path,
-    *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    dims: Mapping[str, int] | None = None,
-) -> Deployment:
-    """Read a run directory with its model, and check that they belong together.
+def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Program, tuple[str, ...]]:
+    """The plan of a run directory for a model's layers, the Program that it lowers to, and what the user should know.
+
+    Args:
+        model: what the layers were read from, for messages.
 
     Raises:
-        BadInputError: no plan, another model, another version, weights or scales that do not fit.
+        PlanError: no plan, another model, another version.
     """
     plan = load_plan(directory / PLAN_FILE)
-    graph = to_layers(read_onnx(model, shapes=shapes, dims=dims))
     if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [
         x.name for x in graph.layers
     ]:
@@ -108,11 +104,25 @@ def open_deployment(
             f"{directory}: its plan lowers to another Program on {model} than the one that was simulated; "
             "the shapes, the hardware or npusim's version differ; profile the model again"
         )
-    notes = (
-        ()
-        if graph.model_sha256 == plan.model.sha256
-        else (f"{model} is another file than the one profiled, with the same layers",)
-    )
+    other = graph.model_sha256 != plan.model.sha256
+    notes = (f"{model} is another file than the one profiled, with the same layers",) if other else ()
+    return plan, program, notes
+
+
+def open_deployment(
+    directory: Path,
+    model: Path,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Deployment:
+    """Read a run directory with its model, and check that they belong together.
+
+    Raises:
+        BadInputError: no plan, another model, another version, weights or scales that do not fit.
+    """
+    graph = to_layers(read_onnx(model, shapes=shapes, dims=dims))
+    plan, program, notes = match_plan(directory, graph, model)
     found = Deployment(
         graph=graph, plan=plan, program=program, weights=open_weights(model, graph), model=model, notes=notes
     )

@@ -31,6 +31,10 @@ class OutputError(BadInputError):
     """The output folder is not ours to write."""
 
 
+class ExportError(BadInputError):
+    """A target cannot express a layer, or an exporter cannot be used."""
+
+
 class MissingExtraError(NpusimError):
     """An optional dependency is needed: names the extra that brings it."""
 

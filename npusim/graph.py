@@ -147,12 +147,14 @@ class Epilogue:
         operand: index of the layer operand that it also reads, or -1.
         value: a constant factor (function `scale`: folded into requantization).
         parameters: named constants of the function (`alpha`, `min`, `approximate` ...).
+        source: the ONNX value that the piece holds before this function, or empty where the model has no such value.
     """
 
     function: str
     operand: int = -1
     value: float = 1.0
     parameters: tuple[tuple[str, float | str], ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

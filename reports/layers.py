@@ -15,7 +15,7 @@ from npusim.dtypes import PAIRS
 from npusim.program import PRODUCT
 from npusim.reports.critical import critical_ps
 from npusim.reports.events import slices
-from npusim.reports.source import Profiled, planned_trace
+from npusim.reports.source import Simulated, planned_trace
 from npusim.reports.theme import block_of
 from npusim.summary import intermediate_transfers
 from npusim.units import PS_PER_MS, PS_PER_S
@@ -37,7 +37,7 @@ def union_by(group: Ints, start: Ints, end: Ints, count: int) -> Ints:
     return covered
 
 
-def peak_macs_per_s(profile: Profiled, pair: str) -> float:
+def peak_macs_per_s(profile: Simulated, pair: str) -> float:
     """Multiply-accumulates per second of all tensor engines together, at the published peak of an operand pair."""
     npu = profile.plan.npu
     per_cycle = sum(e.count * e.macs_per_cycle for e in npu.tensor_engine)
@@ -72,7 +72,7 @@ class LayerFigures:
         return found
 
 
-def layer_figures(profile: Profiled) -> LayerFigures:
+def layer_figures(profile: Simulated) -> LayerFigures:
     """Sum a run up by layer."""
     program, trace = profile.program, planned_trace(profile)
     commands, count = program.commands, len(program.layers)
@@ -129,7 +129,7 @@ class LayerRow:
     spill_bytes: int
 
 
-def layer_rows(profile: Profiled, figures: LayerFigures) -> list[LayerRow]:
+def layer_rows(profile: Simulated, figures: LayerFigures) -> list[LayerRow]:
     """Rows of the layer table, in execution order."""
     by_name = {layer.name: layer for layer in profile.graph.layers}
     precisions = {layer.name: layer.precision for layer in profile.plan.layers}
@@ -158,7 +158,7 @@ def layer_rows(profile: Profiled, figures: LayerFigures) -> list[LayerRow]:
     return rows
 
 
-def _shape(profile: Profiled, tensor: str) -> tuple[int, ...]:
+def _shape(profile: Simulated, tensor: str) -> tuple[int, ...]:
     found = profile.graph.tensors.get(tensor)
     return tuple(found.shape) if found is not None else ()
 

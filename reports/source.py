@@ -12,8 +12,8 @@ from npusim.program import Program
 from npusim.trace import Trace
 
 
-class Profiled(Protocol):
-    """A planned and simulated deployment: the input of every figure and of the page."""
+class Simulated(Protocol):
+    """A planned and simulated deployment."""
 
     @property
     def graph(self) -> Graph:
@@ -35,11 +35,15 @@ class Profiled(Protocol):
     def work(self) -> Work:
         """What each command asks of the hardware."""
 
+
+class Profiled(Simulated, Protocol):
+    """The same with its figures: the input of every figure and of the page."""
+
     @property
     def summary(self) -> Mapping[str, Any]:
         """The figures of `summary.json`."""
 
 
-def planned_trace(profile: Profiled) -> Trace:
+def planned_trace(profile: Simulated) -> Trace:
     """The run under the planned policy."""
     return profile.traces[profile.plan.options.policy]

@@ -50,6 +50,7 @@ def _folded(builder: Builder, node: Node) -> bool:
     shift = _channels(builder, node, "bias", weight.shape[2], start)
     operands = (layer.operands[0], weight_operand("weight", builder.tensors[name]), shift)
     builder.layers[position] = replace(layer, operands=operands, sources=(*layer.sources, *node.sources))
+    builder.tensors[layer.output] = replace(builder.tensors[layer.output], source=node.outputs[0])
     _drop_unread(builder, layer)
     builder.views[node.outputs[0]] = view
     return True

@@ -109,11 +109,14 @@ def _merged(state: _State, source: int, layer: Layer, joined: Operand, function:
         return None
     bias = _as_bias(state, producer, others, function)
     if bias is not None:
-        shifted = tuple(replace(e, operand=e.operand + (e.operand >= 2)) for e in producer.epilogue)
+        shifted = tuple(  # the model adds the bias after these: it has no values of the sums before
+            replace(e, operand=e.operand + (e.operand >= 2), source="") for e in producer.epilogue
+        )
         return _joined(producer, layer, (*producer.operands[:2], bias, *producer.operands[2:]), shifted)
     epilogue = _as_epilogue(producer, layer, others, function)
     if epilogue is None:
         return None
+    epilogue = replace(epilogue, source=state.tensors[producer.output].source)
     roles = tuple(replace(o, role="residual" if o.role == "x" else o.role) for o in others)
     return _joined(producer, layer, (*producer.operands, *roles), (*producer.epilogue, epilogue))
 
@@ -212,7 +215,8 @@ def _geglu_layer(state: _State, position: int, product: Layer, gate: Operand, va
     sources = (*linear.sources, *gelu.sources, *product.sources)
     merged = replace(
         linear, output=product.output, sources=tuple(dict.fromkeys(sources)),
-        epilogue=(Epilogue("geglu", parameters=_parameters(gelu)),), attributes={**linear.attributes, "gated": True},
+        epilogue=(Epilogue("geglu", parameters=_parameters(gelu), source=state.tensors[tensor].source),),
+        attributes={**linear.attributes, "gated": True},
     )  # fmt: skip
     state.replace(position, merged, gone=gelu_position)
     state.replace(position, merged, gone=at)
