@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from npusim.errors import PlanError
 from npusim.hardware import Npu
 
 PLAN_SCHEMA = 1
+#: Schema N -> a plan of it as schema N + 1. One entry per past schema, so that every older plan loads; never remove one.
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 class _Model(BaseModel):
@@ -146,17 +148,26 @@ def parse_plan(text: str, *, where: str) -> Plan:
         raise PlanError(f"{where}: is not JSON ({error}); profile the model again") from error
     if not isinstance(data, dict):
         raise PlanError(f"{where}: holds a {type(data).__name__}, not a plan; profile the model again")
-    version = data.get("schema_version")
-    if version != PLAN_SCHEMA:
-        raise PlanError(
-            f"{where}: has schema version {version!r}; this npusim reads {PLAN_SCHEMA}; install a matching npusim or profile again"
-        )
+    data = _upgraded(data, where)
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(p) for p in first["loc"])
         raise PlanError(f"{where}: {path}: {first['msg']}; profile the model again") from error
+
+
+def _upgraded(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The data in the present schema, one step per schema since its own."""
+    version = data.get("schema_version")
+    if type(version) is not int or not 1 <= version <= PLAN_SCHEMA:
+        allowed = f"1 to {PLAN_SCHEMA}" if PLAN_SCHEMA > 1 else "1"
+        raise PlanError(
+            f"{where}: has schema version {version!r}; this npusim reads {allowed}; install a matching npusim or profile again"
+        )
+    for step in range(version, PLAN_SCHEMA):
+        data = {**UPGRADES[step](data), "schema_version": step + 1}
+    return data
 
 
 def load_plan(path: Path) -> Plan:

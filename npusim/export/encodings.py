@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from npusim.execute.stages import stage_before
 from npusim.export.registry import Exporter
 from npusim.export.source import ExportSource
 from npusim.graph import Graph, Tensor
+from npusim.onnx_model import OnnxModel
 from npusim.quantize import Format
 
 VERSIONS = ("2.0.0", "1.0.0")
@@ -56,6 +57,7 @@ def write(source: ExportSource, path: Path, options: Mapping[str, str]) -> tuple
         )
     named = {v for node in source.onnx.nodes for v in (*node.inputs, *node.outputs)} | set(source.onnx.inputs)
     activations, lost = _chosen(activation_encodings(source.graph, source.numbers), named)
+    activations += joined_encodings(activations, source.onnx)
     parameters, lost_parameters = _chosen(parameter_encodings(source.graph, source.numbers), named)
     content = _SCHEMAS[version](activations, parameters)
     path.write_text(json.dumps({"version": version, **content}, indent=1) + "\n", "utf-8")
@@ -107,6 +109,19 @@ def activation_encodings(graph: Graph, numbers: Numbers) -> list[tuple[str, Enco
             found.append((key, Encoding(name=name, dtype="fp16", scales=()) if name else None))
         elif isinstance(form.scale, float):
             found.append((key, Encoding(name=name, dtype=form.dtype, scales=(form.scale,)) if name else None))
+    return found
+
+
+def joined_encodings(activations: Sequence[Encoding], model: OnnxModel) -> list[Encoding]:
+    """Concatenations of encoded values: the deployment brings their parts to the largest scale; AIMET ties their quantizers."""
+    known = {e.name: e for e in activations}
+    found = []
+    for node in model.nodes:
+        parts = [known[i] for i in node.inputs if i in known and known[i].scales]
+        if node.op == "Concat" and len(parts) == len(node.inputs) and node.outputs[0] not in known:
+            largest = max(parts, key=lambda e: e.scales[0])
+            known[node.outputs[0]] = replace(largest, name=node.outputs[0])
+            found.append(known[node.outputs[0]])
     return found
 
 

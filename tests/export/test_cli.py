@@ -1,0 +1,87 @@
+"""The verb, as users type it: what it prints, and one sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Case
+
+NPUSIM = (sys.executable, "-c", "from npusim.cli import main; main()")
+
+
+def _export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*NPUSIM, "export", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_files_and_their_sizes_are_printed(cases: Callable[..., Case], tmp_path: Path) -> None:
+    case = cases("geglu")
+    done = _export(case.source.directory, "--model", case.model, "--to", "csv", "--out", tmp_path / "g.csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"wrote {tmp_path / 'g.commands.csv'} (")
+
+
+def test_the_default_place_is_beside_the_run_directory(cases: Callable[..., Case]) -> None:
+    case = cases("geglu")
+    done = _export(case.source.directory, "--model", case.model, "--to", "trace")
+    assert done.returncode == 0, done.stderr
+    assert (case.source.directory.parent / "run.trace.json.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "export needs RUN, --model, --to; e.g. npusim export"),
+        (["RUN", "--model", "MODEL"], "export needs --to;"),
+        (["RUN", "--model", "MODEL", "--to", "tflite"], "--to is 'tflite'; installed targets are"),
+        (["RUN", "--model", "MODEL", "--to", "csv", "--contrib"], "--option is 'contrib'; options of the target csv are: none"),
+        (["RUN", "--model", "MODEL", "--to", "csv", "--option", "=1"], "--option is '=1'; it takes NAME or NAME=VALUE"),
+        (["RUN", "--model", "nowhere.onnx", "--to", "csv"], "nowhere.onnx: no such file"),
+        (["RUN", "--model", "OTHER", "--to", "csv"], "give the model that was profiled"),
+        (["nowhere", "--model", "MODEL", "--to", "csv"], "give a run directory written by 'npusim profile'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    cases: Callable[..., Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    case, other = cases("geglu"), cases("self_attention")
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": case.source.directory, "MODEL": case.model, "OTHER": other.model}
+    done = _export(*(places.get(a, a) for a in arguments))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_zoo_name_is_enough_for_tables_and_refused_where_weights_are_needed(tmp_path: Path) -> None:
+    profiled = subprocess.run(
+        [
+            *NPUSIM,
+            "profile",
+            "taesd-decoder",
+            "--out",
+            str(tmp_path / "run"),
+            "--quiet",
+        ],
+        check=False,
+    )
+    assert profiled.returncode == 0
+    done = _export(tmp_path / "run", "--model", "taesd-decoder", "--to", "csv", "--out", tmp_path / "t.csv")
+    assert done.returncode == 0, done.stderr
+    refused = _export(tmp_path / "run", "--model", "taesd-decoder", "--to", "onnx-tiled")
+    assert refused.returncode == 2
+    assert "a zoo network without weights" in refused.stderr
