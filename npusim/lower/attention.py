@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from npusim.graph import Graph, Layer, Shape4
 from npusim.lower.builder import Box
-from npusim.lower.context import Lowering, Ring
+from npusim.lower.context import Feed, Lowering, Ring
 from npusim.lower.epilogue import apply_epilogue
 from npusim.lower.geometry import Band, HeadCols, TensorBox, head_cols, head_cols_of, operand_boxes
 from npusim.lower.slots import SlotSpec, Storage
@@ -146,7 +146,8 @@ class _Emitter:
     def __init__(self, low: Lowering, segment: SegmentPlan, index: int) -> None:
         self.low, self.segment, self.index = low, segment, index
         self.layers = attention_layers(low.graph, segment.layers)
-        self.rings = {s.name: Ring(s) for s in segment.slots}
+        self.feed = Feed(low, self.layers.scores, segment.slots, index)
+        self.rings: dict[str, Ring] = self.feed.rings
 
     def _fetch(
         self,
@@ -185,10 +186,7 @@ class _Emitter:
         self._product(
             layers.scores, "qk", [*((0, b) for b in q), *((1, b) for b in k)], out, tile, (heads, rows, keys)
         )
-        apply_epilogue(
-            low, layers.scores, self.rings, out, Band(tile.b, tile.h0, tile.h1, tile.r0, tile.r1), None, tile.number,
-            segment=self.index,
-        )  # fmt: skip
+        apply_epilogue(self.feed, out, Band(tile.b, tile.h0, tile.h1, tile.r0, tile.r1), None, tile.number)
         return out
 
     def finish(self, tile: _Tile, scores: Box) -> None:

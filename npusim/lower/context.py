@@ -179,6 +179,42 @@ class Lowering:
         )  # fmt: skip
 
 
+class Feed:
+    """Where the commands of one layer find their operands and put their results: resident tensors at home, all else in rings."""
+
+    def __init__(self, low: Lowering, layer: Layer, slots: Sequence[Slots], segment: int = -1) -> None:
+        self.low, self.layer, self.segment = low, layer, segment
+        self.index = low.layer_id(layer)
+        self.rings = {s.name: Ring(s) for s in slots}
+
+    def tile(self, number: int) -> int:
+        """The tile that piece `number` belongs to."""
+        return number
+
+    def fetch(
+        self, slot: str, key: Hashable, boxes: Sequence[TensorBox], role: str, *, purpose: int = 0, tile: int = -1
+    ) -> tuple[Box, ...]:  # fmt: skip
+        """Boxes of an operand in SRAM, loaded into the ring `slot` where they are not there already."""
+        return self.low.fetch(
+            self.rings.get(slot), key, boxes, self.index, role, purpose=purpose, segment=self.segment, tile=tile
+        )  # fmt: skip
+
+    def out(self, target: TensorBox, number: int) -> Box:
+        """The place of a piece of the output."""
+        if self.low.is_resident(target.tensor):
+            return self.low.home(target)
+        return self.place("out", number, target)
+
+    def place(self, slot: str, key: Hashable, target: TensorBox) -> Box:
+        """The place of a box in a ring."""
+        return self.rings[slot].get(key, lambda address, number: self.low.place([target], address, number))[0]
+
+    def finish(self, out: Box, target: TensorBox, role: str, number: int) -> None:
+        """Store a finished piece, unless its tensor stays in SRAM."""
+        if not self.low.is_resident(target.tensor):
+            self.low.store(out, target, self.index, role, segment=self.segment, tile=self.tile(number))
+
+
 def aligned(size: int, alignment: int) -> int:
     """`size` rounded up to a multiple of `alignment`."""
     return -(-size // alignment) * alignment

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from npusim.graph import Layer
 from npusim.lower.builder import Box
-from npusim.lower.context import Lowering, Ring
+from npusim.lower.context import Feed, Lowering
 from npusim.lower.epilogue import apply_epilogue
 from npusim.lower.geometry import Band, TensorBox, bands, operand_boxes
 from npusim.lower.roles import Roles, roles_of
@@ -19,27 +20,32 @@ def lower_rows(low: Lowering, layer: Layer) -> None:
     """Stream a layer whose output bands are independent."""
     planned = low.layer_plans[layer.name]
     assert planned.pieces is not None
-    rings = {s.name: Ring(s) for s in planned.slots}
+    feed = Feed(low, layer, planned.slots)
     low.open_output(layer.output)
-    roles, index = roles_of(low.graph, layer), low.layer_id(layer)
-    params = None
     for number, band in enumerate(bands(low.graph.tensors[layer.output].shape, planned.pieces.rows)):
-        reads = [(0, b) for b in _fetch_band(low, rings, layer, 0, band, roles, number)]
-        if layer.op == "gather":
-            params = [_table_rows(low, rings, layer, band, reads, number)]
-        elif params is None:
-            params = _parameters(low, rings, layer)
-        for operand, _ in piece_operands(layer):
-            reads += [(operand, b) for b in _fetch_band(low, rings, layer, operand, band, roles, number)]
-        target, out = _output(low, rings, layer, band, number)
-        function, elements = _main_work(low, layer, target, reads)
-        low.builder.command(
-            VECTOR, low.vector_gang(), layer=index, role=ROLE[roles.compute], tile=number, function=function,
-            reads=[*reads, *params], writes=[(9, out)], extents=(1, elements, 1, 1),
-        )  # fmt: skip
-        apply_epilogue(low, layer, rings, out, band, None, number)
-        if not low.is_resident(layer.output):
-            low.store(out, target, index, roles.store, tile=number)
+        emit_rows(feed, band, number)
+
+
+def emit_rows(feed: Feed, band: Band, number: int) -> None:
+    """Fetch a band of every operand, compute, run the epilogue, store."""
+    low, layer = feed.low, feed.layer
+    roles, tile = roles_of(low.graph, layer), feed.tile(number)
+    reads = [(0, b) for b in _fetch_band(feed, 0, band, roles, tile)]
+    if layer.op == "gather":
+        params = [_table_rows(feed, band, reads, tile)]
+    else:
+        params = _parameters(feed)
+    for operand, _ in piece_operands(layer):
+        reads += [(operand, b) for b in _fetch_band(feed, operand, band, roles, tile)]
+    target = _target(low, layer, band)
+    out = feed.out(target, number)
+    function, elements = _main_work(low, layer, target, reads)
+    low.builder.command(
+        VECTOR, low.vector_gang(), layer=feed.index, role=ROLE[roles.compute], segment=feed.segment, tile=tile,
+        function=function, reads=[*reads, *params], writes=[(9, out)], extents=(1, elements, 1, 1),
+    )  # fmt: skip
+    apply_epilogue(feed, out, band, None, number)
+    feed.finish(out, target, roles.store, number)
 
 
 def _main_work(low: Lowering, layer: Layer, out: TensorBox, reads: list[tuple[int, Box]]) -> tuple[str, int]:
@@ -55,33 +61,31 @@ def _main_work(low: Lowering, layer: Layer, out: TensorBox, reads: list[tuple[in
     return layer.op, elements
 
 
-def _fetch_band(
-    low: Lowering, rings: dict[str, Ring], layer: Layer, number: int, band: Band, roles: Roles, tile: int
-) -> tuple[Box, ...]:
+def _fetch_band(feed: Feed, number: int, band: Band, roles: Roles, tile: int) -> tuple[Box, ...]:
+    low, layer = feed.low, feed.layer
     operand = layer.operands[number]
     boxes = source_boxes(low.graph, layer, number, band)
-    ring = rings.get("x" if number == 0 else f"aux{number}")
     kind = low.graph.tensors[operand.parts[0].tensor].kind
     role = "weight" if kind == "weight" else roles.load
     key = tuple((b.tensor, b.offset, b.shape) for b in boxes)
-    return low.fetch(ring, key, boxes, low.layer_id(layer), role, tile=tile)
+    return feed.fetch("x" if number == 0 else f"aux{number}", key, boxes, role, tile=tile)
 
 
-def _parameters(low: Lowering, rings: dict[str, Ring], layer: Layer) -> list[tuple[int, Box]]:
+def _parameters(feed: Feed) -> list[tuple[int, Box]]:
     """Affine parameters, loaded once."""
     boxes = [
-        b for o in constant_operands(layer) for b in operand_boxes(low.graph.tensors, o, Band(0, 0, 1, 0, 1))
+        b
+        for o in constant_operands(feed.layer)
+        for b in operand_boxes(feed.low.graph.tensors, o, Band(0, 0, 1, 0, 1))
     ]
     if not boxes:
         return []
-    found = low.fetch(rings.get("params"), 0, boxes, low.layer_id(layer), "weight", purpose=1)
-    return [(5, b) for b in found]
+    return [(5, b) for b in feed.fetch("params", 0, boxes, "weight", purpose=1)]
 
 
-def _table_rows(
-    low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, index: list[tuple[int, Box]], tile: int
-) -> tuple[int, Box]:
+def _table_rows(feed: Feed, band: Band, index: list[tuple[int, Box]], tile: int) -> tuple[int, Box]:
     """The rows of an embedding table that the indices of a band name: a gathering load, whose table box is nominal."""
+    low, layer = feed.low, feed.layer
     table = layer.operands[1].parts[0].tensor
     total, cols = low.graph.tensors[table].shape[2:]
     rows = band.r1 - band.r0
@@ -89,72 +93,75 @@ def _table_rows(
     tensor = low.internal_tensor(
         name, low.graph.tensors[layer.output].shape, low.tensor_plans[table].element_bytes
     )
-    slots = rings["params"].slots
+    slots = feed.rings["params"].slots
     buffer = low.builder.sram_buffer(
         tensor, slots.addresses[0], slots.slot_bytes, target, (1, 1, rows, cols), 0
     )
     gathered = Box(buffer, target, (1, 1, rows, cols))
     low.builder.command(
-        LOAD, low.dma_gang(1), layer=low.layer_id(layer), role=ROLE["weight"], tile=tile,
+        LOAD, low.dma_gang(1), layer=feed.index, role=ROLE["weight"], segment=feed.segment, tile=tile,
         reads=[(0, low.home(TensorBox(table, (0, 0, 0, 0), (1, 1, min(rows, total), cols)))), *((1, b) for _, b in index)],
         writes=[(0, gathered)], attributes={"gathers": True},
     )  # fmt: skip
     return 5, gathered
 
 
-def _output(
-    low: Lowering, rings: dict[str, Ring], layer: Layer, band: Band, number: int
-) -> tuple[TensorBox, Box]:
+def _target(low: Lowering, layer: Layer, band: Band) -> TensorBox:
     cols = low.graph.tensors[layer.output].shape[3]
-    target = TensorBox(
+    return TensorBox(
         layer.output, (band.b, band.h0, band.r0, 0), (1, band.h1 - band.h0, band.r1 - band.r0, cols)
     )
-    if low.is_resident(layer.output):
-        return target, low.home(target)
-    return target, rings["out"].get(number, lambda address, slot: low.place([target], address, slot))[0]
 
 
 def lower_group_norm(low: Lowering, layer: Layer) -> None:
     """Statistics over all bands of an image, then the normalization, in reverse: the last bands are still in SRAM."""
     planned = low.layer_plans[layer.name]
     assert planned.pieces is not None
-    rings = {s.name: Ring(s) for s in planned.slots}
+    feed = Feed(low, layer, planned.slots)
     low.open_output(layer.output)
-    roles, index = roles_of(low.graph, layer), low.layer_id(layer)
-    params = _parameters(low, rings, layer)
     shape = low.graph.tensors[layer.output].shape
     for image in range(shape[0]):
         cut = [b for b in bands(shape, planned.pieces.rows) if b.b == image]
-        stats = _statistics(low, rings, layer, cut, roles, image)
+        stats = emit_statistics(feed, cut)
         for number, band in reversed(list(enumerate(cut))):
-            x = _fetch_band(low, rings, layer, 0, band, roles, number)
-            target, out = _output(low, rings, layer, band, image * len(cut) + number)
-            low.builder.command(
-                VECTOR, low.vector_gang(), layer=index, role=ROLE[roles.compute], tile=number, function="group_norm_apply",
-                reads=[*((0, b) for b in x), (8, stats), *params], writes=[(9, out)], extents=(1, prod(target.shape), 1, 1),
-            )  # fmt: skip
-            apply_epilogue(low, layer, rings, out, band, None, number)
-            if not low.is_resident(layer.output):
-                low.store(out, target, index, roles.store, tile=number)
+            emit_normalization(feed, stats, band, image * len(cut) + number)
 
 
-def _statistics(
-    low: Lowering, rings: dict[str, Ring], layer: Layer, cut: list[Band], roles: Roles, image: int
-) -> Box:
+def emit_normalization(feed: Feed, stats: Box, band: Band, number: int) -> None:
+    """The second pass of GroupNorm over a band."""
+    low, layer = feed.low, feed.layer
+    roles, tile = roles_of(low.graph, layer), feed.tile(number)
+    params = _parameters(feed)
+    x = _fetch_band(feed, 0, band, roles, tile)
+    target = _target(low, layer, band)
+    out = feed.out(target, number)
+    low.builder.command(
+        VECTOR, low.vector_gang(), layer=feed.index, role=ROLE[roles.compute], segment=feed.segment, tile=tile,
+        function="group_norm_apply", reads=[*((0, b) for b in x), (8, stats), *params], writes=[(9, out)],
+        extents=(1, prod(target.shape), 1, 1),
+    )  # fmt: skip
+    apply_epilogue(feed, out, band, None, number)
+    feed.finish(out, target, roles.store, number)
+
+
+def emit_statistics(feed: Feed, cut: Sequence[Band]) -> Box:
+    """The first pass of GroupNorm: sums over all bands of one image, in the order given."""
+    low, layer = feed.low, feed.layer
+    roles = roles_of(low.graph, layer)
+    _parameters(feed)
     groups = int(layer.attributes["groups"])
-    images = low.graph.tensors[layer.output].shape[0]
+    images, _, _, cols = low.graph.tensors[layer.output].shape
     tensor = low.internal_tensor(f"{layer.name}:stats", (images, 1, groups, 2), STATS_BYTES)
-    offset, shape = (image, 0, 0, 0), (1, 1, groups, 2)
-    slot = rings["stats"].slots
+    offset, shape = (cut[0].b, 0, 0, 0), (1, 1, groups, 2)
+    slot = feed.rings["stats"].slots
     buffer = low.builder.sram_buffer(tensor, slot.addresses[0], slot.slot_bytes, offset, shape)
     stats = Box(buffer, offset, shape)
-    cols = low.graph.tensors[layer.output].shape[3]
     for number, band in enumerate(cut):
-        x = _fetch_band(low, rings, layer, 0, band, roles, number)
+        x = _fetch_band(feed, 0, band, roles, number)
         reads = [(0, b) for b in x] + ([(8, stats)] if number else [])
         flags = (FLAG_FIRST if number == 0 else 0) | (FLAG_LAST if number == len(cut) - 1 else 0)
         low.builder.command(
-            VECTOR, low.vector_gang(), layer=low.layer_id(layer), role=ROLE["norm_stats"], tile=number,
+            VECTOR, low.vector_gang(), layer=feed.index, role=ROLE["norm_stats"], segment=feed.segment, tile=number,
             function="group_norm_stats", reads=reads, writes=[(8, stats)],
             extents=(1, (band.r1 - band.r0) * cols, 1, 1), flags=flags,
         )  # fmt: skip
