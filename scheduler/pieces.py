@@ -183,7 +183,7 @@ class _Coster:
         dma = int(dma_ps(npu, moved, runs)) + (transfers - 1) * self.setup if transfers else 0
         waits = handover_ps(npu) * steps * (1 + (self.epilogues if tensor else 0))
         return Option(
-            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, steps),
+            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, steps, pieces.depth),
             dram_bytes=moved,
             sram_bytes=sum(s.total_bytes for s in specs.values()),
             pieces=pieces,
@@ -246,10 +246,10 @@ class _Coster:
         return 1, out[3], band_count(out, pieces.rows), (product.batch, rows, cols, product.k)
 
 
-def _time(problem: Problem, tensor: int, vector: int, dma: int, waits: int, steps: int) -> int:
-    """Serial: the sum. Decoupled: the busiest resource, and the others for one step before and after it."""
+def _time(problem: Problem, tensor: int, vector: int, dma: int, waits: int, steps: int, depth: int) -> int:
+    """Serial, and with one place per operand: the sum. Else the busiest resource, and the others for one step before and after it."""
     total = tensor + vector + dma + waits
-    if problem.policy == "serial":
+    if problem.policy == "serial" or depth == 1:
         return total
     busiest = max(tensor, vector + waits, dma)
     return busiest + (total - busiest) // max(1, steps)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from npusim.graph import Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import PLAIN, Layout, stored_bytes
+from npusim.lower.chain import read_outside
 from npusim.lower.context import aligned
 from npusim.lower.slots import Storage, element_bytes_of
 from npusim.ops import OPS
@@ -25,6 +26,8 @@ class Problem:
     Attributes:
         layouts: layout of each tensor that is not plain.
         units: product layer -> (kind of tensor engine, how many of them work together).
+        chains: layers that run joined, when the last of them is due.
+        memo: results that equal structures share, for as long as this network is being planned.
     """
 
     graph: Graph
@@ -33,6 +36,8 @@ class Problem:
     policy: Policy
     layouts: Mapping[str, Layout]
     units: Mapping[str, tuple[str, int]]
+    chains: tuple[tuple[str, ...], ...] = ()
+    memo: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def element_bytes(self) -> Mapping[str, int]:
@@ -46,9 +51,28 @@ class Problem:
         return sum(map(self.tensor_bytes, self.graph.tensors)) <= self.npu.sram.sram_bytes
 
     @cached_property
-    def memo(self) -> dict[object, object]:
-        """Results that equal structures share, for as long as this problem is being planned."""
-        return {}
+    def by_name(self) -> Mapping[str, Layer]:
+        """Layers by name."""
+        return {x.name: x for x in self.graph.layers}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, list[int]]:
+        """Tensor -> indices of the layers that read it."""
+        return self.graph.consumers()
+
+    def read_outside(self, names: Sequence[str]) -> frozenset[str]:
+        """Outputs of these layers that another layer, or the model's user, reads."""
+        return read_outside(self.graph, self.consumers, names)
+
+    @cached_property
+    def turn(self) -> Sequence[int]:
+        """When each layer runs: its place in the graph's order, or that of the last member of its chain."""
+        index = {x.name: i for i, x in enumerate(self.graph.layers)}
+        turns = list(range(len(index)))
+        for chain in self.chains:
+            for name in chain:
+                turns[index[name]] = index[chain[-1]]
+        return turns
 
     @cached_property
     def in_place(self) -> Mapping[str, str]:
@@ -56,15 +80,14 @@ class Problem:
 
         A residual sum may overwrite its residual (the product is staged first); a norm or an elementwise layer its input.
         """
-        consumers = self.graph.consumers()
+        producers, turn = self.graph.producers(), self.turn
         found: dict[str, str] = {}
         for index, layer in enumerate(self.graph.layers):
             name = _overwritable(layer)
-            if (
-                name is None
-                or self.graph.tensors[name].kind != "intermediate"
-                or consumers[name][-1] != index
-            ):
+            if name is None or self.graph.tensors[name].kind != "intermediate":
+                continue
+            others = [producers[name], *(i for i in self.consumers[name] if i != index)]
+            if any(turn[i] >= turn[index] for i in others):
                 continue
             same = self.graph.tensors[name].shape == self.graph.tensors[layer.output].shape
             if (

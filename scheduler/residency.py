@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from npusim.cost import dma_ps
 from npusim.scheduler.pieces import Option
 from npusim.scheduler.problem import Problem
+from npusim.scheduler.tiles import Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +18,14 @@ class Unit:
     Attributes:
         tensors: what it reads and writes (not what stays inside it).
         options: undominated ways to run it, given which of its tensors are in SRAM.
+        segment: the segment that it is, if it is one.
     """
 
     name: str
     layers: tuple[str, ...]
     tensors: frozenset[str]
     options: Callable[[frozenset[str]], Sequence[Option]]
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
             readers.setdefault(name, []).append(position[layer.name])
     found = []
     for name, tensor in graph.tensors.items():
-        size, used = problem.tensor_bytes(name), readers.get(name, [])
+        size, used = problem.tensor_bytes(name), sorted(readers.get(name, []))
         if tensor.kind == "intermediate" and used and used[-1] > made[name]:
             found.append(Span(name, made[name], used[-1], size))
         elif tensor.kind == "input" and used and used[-1] > used[0]:

@@ -9,9 +9,10 @@ from npusim.graph import Graph, Layer
 from npusim.lower.attention import lower_attention
 from npusim.lower.context import Lowering
 from npusim.lower.product import lower_product
+from npusim.lower.rows import lower_chain
 from npusim.lower.vector import lower_group_norm, lower_rows
 from npusim.ops import OPS
-from npusim.plan import Plan
+from npusim.plan import Plan, SegmentPlan
 from npusim.program import Program
 
 __all__ = ["lower"]
@@ -22,6 +23,11 @@ _LOWER: Mapping[str, Callable[[Lowering, Layer], None]] = {
     "images": lower_rows,
     "whole": lower_rows,
     "norm": lower_group_norm,
+}
+
+_LOWER_SEGMENT: Mapping[str, Callable[[Lowering, SegmentPlan, int], None]] = {
+    "attention": lower_attention,
+    "rows": lower_chain,
 }
 
 
@@ -39,12 +45,15 @@ def lower(graph: Graph, plan: Plan) -> Program:
         )
     low = Lowering(graph, plan)
     segments = {s.layers[-1]: (i, s) for i, s in enumerate(plan.segments)}
+    by_name = {x.name: x for x in graph.layers}
     inside = {name for s in plan.segments for name in s.layers}
     for layer in graph.layers:
-        low.bring_inputs(layer)
         if layer.name in segments:
             index, segment = segments[layer.name]
-            lower_attention(low, segment, index)
+            for name in segment.layers:
+                low.bring_inputs(by_name[name])
+            _LOWER_SEGMENT[segment.kind](low, segment, index)
         elif layer.name not in inside:
+            low.bring_inputs(layer)
             _LOWER[OPS[layer.op].streams](low, layer)
     return low.builder.build()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +143,7 @@ def _product_slots(storage: Storage, layer: Layer, pieces: Pieces, known: Known)
     cols = min(pieces.cols, out[3])
     blocks = -(-out[3] // cols)
     if ("w", cols) not in known:
-        known["w", cols] = _weight_bytes(storage, layer, cols)
+        known["w", cols] = weight_bytes(storage, layer, cols)
     weight = known["w", cols]
     height = (band.h1 - band.h0, band.r1 - band.r0)
     gated = bool(layer.attributes.get("gated"))
@@ -172,7 +172,11 @@ def _streamed(storage: Storage, layer: Layer, rows: int) -> tuple[Band, int, int
     )
 
 
-def _weight_bytes(storage: Storage, layer: Layer, cols: int) -> int:
+def weight_bytes(storage: Storage, layer: Layer, cols: int) -> int:
+    """Aligned bytes of the weights and biases of `cols` output columns, or of all rows of an attention product's second factor."""
+    if layer.op == "matmul":
+        _, heads, rows, _ = storage.graph.tensors[layer.operands[1].parts[0].tensor].shape
+        return storage.operand_bytes(layer.operands[1], Band(0, 0, heads, 0, rows))
     factor = 2 if layer.attributes.get("gated") else 1
     total = 0
     for operand in layer.operands:
@@ -198,6 +202,19 @@ def _aux_slots(
                 SlotSpec(f"aux{epilogue.operand}", storage.operand_bytes(operand, band, chosen), count)
             )
     return found
+
+
+def operand_slots(
+    storage: Storage, layer: Layer, bands_of: Mapping[int, Sequence[Band]], flight: int
+) -> list[SlotSpec]:
+    """Slots of the operands that are cut by rows: the streamed one, and those of the epilogue, for the bands that are read of each."""
+    numbers = [0, *(i for i, _ in piece_operands(layer)), *(e.operand for e in layer.epilogue if e.operand >= 0)]
+    return [
+        SlotSpec(
+            "x" if i == 0 else f"aux{i}", max(storage.operand_bytes(layer.operands[i], b) for b in bands_of[i]), flight
+        )
+        for i in dict.fromkeys(numbers)
+    ]  # fmt: skip
 
 
 def _matmul_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
@@ -242,7 +259,8 @@ def piece_operands(layer: Layer) -> list[tuple[int, Operand]]:
     ]
 
 
-def _constants_bytes(storage: Storage, layer: Layer, rows: int) -> int:
+def constants_bytes(storage: Storage, layer: Layer, rows: int = 1) -> int:
+    """Aligned bytes of the affine parameters, or of `rows` rows of a table."""
     return sum(
         storage.operand_bytes(o, Band(0, 0, 1, 0, rows if o.role == "table" else 1))
         for o in constant_operands(layer)
@@ -261,7 +279,7 @@ def _row_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]
     ]
     return [
         SlotSpec("x", _source_bytes(storage, layer, 0, band, pieces.rows), flight),
-        SlotSpec("params", _constants_bytes(storage, layer, band.r1 - band.r0), 1),
+        SlotSpec("params", constants_bytes(storage, layer, band.r1 - band.r0), 1),
         SlotSpec("out", out_bytes, flight),
         *others,
         *_aux_slots(storage, layer, band, None, flight),
@@ -282,6 +300,11 @@ def _source_bytes(storage: Storage, layer: Layer, index: int, band: Band, rows: 
     )
 
 
+def norm_statistics_bytes(storage: Storage, layer: Layer) -> int:
+    """Aligned bytes of the sums of one image."""
+    return aligned(int(layer.attributes["groups"]) * 2 * STATS_BYTES, storage.alignment)
+
+
 def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
     out = storage.graph.tensors[layer.output].shape
     band, count = largest_band(storage, layer, pieces.rows)
@@ -294,8 +317,8 @@ def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec
     )
     return [
         SlotSpec("x", storage.operand_bytes(layer.operands[0], band), flight),
-        SlotSpec("params", _constants_bytes(storage, layer, 1), 1),
-        SlotSpec("stats", aligned(int(layer.attributes["groups"]) * 2 * STATS_BYTES, storage.alignment), 1),
+        SlotSpec("params", constants_bytes(storage, layer, 1), 1),
+        SlotSpec("stats", norm_statistics_bytes(storage, layer), 1),
         SlotSpec("out", out_bytes, flight),
     ]
 

@@ -1,0 +1,100 @@
+"""Decisions become a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import npusim
+from npusim.graph import Graph, Tensor
+from npusim.layout import PLAIN
+from npusim.plan import LayerPlan, ModelRef, Options, Pieces, Plan, SegmentPlan, Slots, TensorPlan
+from npusim.scheduler.kinds import KINDS, Tile
+from npusim.scheduler.pieces import Option
+from npusim.scheduler.problem import Problem
+from npusim.scheduler.request import Request
+from npusim.scheduler.residency import Unit
+from npusim.scheduler.units import slot_name, unit_slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """What was decided: tensors that stay in SRAM, one option per unit, an address of every tensor and slot there."""
+
+    resident: frozenset[str]
+    options: Sequence[Option]
+    addresses: Mapping[str, int]
+
+
+def assemble(
+    problem: Problem, request: Request, units: Sequence[Unit], decided: Decisions, part: Graph | None = None
+) -> Plan:
+    """The plan of these decisions.
+
+    Args:
+        part: the graph of a segment on its own, whose resident inputs are in SRAM already.
+    """
+    graph = part if part is not None else problem.graph
+    layers: dict[str, LayerPlan] = {}
+    segments: list[SegmentPlan] = []
+    for unit, option in zip(units, decided.options, strict=True):
+        slots = _slots(problem, unit, decided, option)
+        pieces: Mapping[str, Pieces] = {}
+        if unit.segment is not None:
+            assert isinstance(option.tile, Tile)
+            kind, own = KINDS[unit.segment.kind], slots.get(unit.segment.name, ())
+            segments.append(kind.plan(problem.graph, unit.segment, option.tile, own))
+            pieces = kind.pieces(unit.segment, option.tile)
+        elif option.pieces is not None:
+            pieces = {unit.name: option.pieces}
+        for name in unit.layers:
+            layers[name] = _layer(problem, name, unit, pieces.get(name), slots.get(name, ()))
+    return Plan(
+        npusim_version=npusim.__version__,
+        model=ModelRef(name=graph.name, sha256=graph.model_sha256),
+        options=Options(
+            tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy
+        ),
+        npu=problem.npu,
+        tensors=tuple(
+            _tensor(problem, t, decided, part is None and t.kind == "input") for t in graph.tensors.values()
+        ),
+        layers=tuple(layers[x.name] for x in graph.layers),
+        segments=tuple(segments),
+    )
+
+
+def _slots(problem: Problem, unit: Unit, decided: Decisions, option: Option) -> dict[str, tuple[Slots, ...]]:
+    return {
+        owner: tuple(
+            Slots(
+                name=s.name, slot_bytes=s.slot_bytes,
+                addresses=tuple(decided.addresses[slot_name(owner, s.name, i)] for i in range(s.count)),
+            )
+            for s in specs
+        )
+        for owner, specs in unit_slots(problem, unit, decided.resident, option).items()
+    }  # fmt: skip
+
+
+def _layer(
+    problem: Problem, name: str, unit: Unit, pieces: Pieces | None, slots: tuple[Slots, ...]
+) -> LayerPlan:
+    vector = problem.npu.vector_engine
+    engine, count = problem.units.get(name, (vector.kind, vector.count))
+    return LayerPlan(
+        name=name, precision=problem.precision, unit=engine, engines=tuple(range(count)),
+        segment=unit.name if unit.segment is not None else "", pieces=pieces, slots=slots,
+    )  # fmt: skip
+
+
+def _tensor(problem: Problem, tensor: Tensor, decided: Decisions, loaded: bool) -> TensorPlan:
+    name, resident = tensor.name, decided.resident
+    layout = problem.layouts.get(name, PLAIN)
+    before = problem.in_place.get(name, "")
+    return TensorPlan(
+        name=name, home="sram" if name in resident else "dram", block=layout.block, padded=layout.padded,
+        element_bytes=problem.element_bytes[name], address=decided.addresses.get(name, 0), size_bytes=problem.tensor_bytes(name),
+        in_place_of=before if name in resident and before in resident else "",
+        loaded=loaded and name in resident,
+    )  # fmt: skip

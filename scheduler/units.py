@@ -1,0 +1,132 @@
+"""What is scheduled as a whole, in execution order: segments, and the layers outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from npusim.graph import Graph, Layer
+from npusim.lower.slots import layer_slots
+from npusim.scheduler.chains import best_cut, runs
+from npusim.scheduler.kinds import KINDS, Owned, Tile, can_fit, choices
+from npusim.scheduler.pieces import Option, all_options, largest_pieces
+from npusim.scheduler.problem import Problem
+from npusim.scheduler.request import Request
+from npusim.scheduler.residency import Unit
+from npusim.scheduler.tiles import Segment, find_segments
+
+
+def attention_segments(problem: Problem, request: Request) -> tuple[list[Segment], list[Segment]]:
+    """(segments that can be joined, those that no tiling fits)."""
+    found = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
+    joined = [s for s in found if s.name in request.pins or can_fit(problem, s)]
+    return joined, [s for s in found if s not in joined]
+
+
+def propose_chains(problem: Problem, attention: Sequence[Segment]) -> list[tuple[str, ...]]:
+    """The cheapest cut of every run of layers into chains, in closed form, when nothing large stays in SRAM."""
+    found = []
+    for run in runs(problem.graph):
+        single = {(n,): _alone_ps(problem, problem.by_name[n]) for n in run}
+        for segment in attention:
+            if set(segment.layers) <= set(run):
+                best = choices(problem, segment, "auto", None, frozenset())
+                single[segment.layers] = best[0].cost_ps
+        found += best_cut(problem, run, single)
+    return found
+
+
+#: Tensors that take at most this share of the SRAM are taken to stay there when layers are costed on their own.
+SMALL = 8
+
+
+def _alone_ps(problem: Problem, layer: Layer) -> int:
+    capacity = problem.npu.sram.sram_bytes
+    names = {*layer.reads(), layer.output}
+    small = frozenset(
+        t
+        for t in names
+        if problem.graph.tensors[t].kind == "intermediate" and problem.tensor_bytes(t) <= capacity // SMALL
+    )
+    options = all_options(problem, layer, small)
+    return next((o for o in options if o.sram_bytes <= capacity), options[-1]).cost_ps
+
+
+def chain_segments(graph: Graph, chains: Sequence[tuple[str, ...]]) -> list[Segment]:
+    """Chains as segments, each named after the module that its members share."""
+    names: dict[str, int] = {}
+    found = []
+    for chain in chains:
+        stem = _shared_scope(chain)
+        number = names[stem] = names.get(stem, 0) + 1
+        found.append(Segment(f"{stem}:rows{number}", "rows", chain))
+    return found
+
+
+def _shared_scope(names: Sequence[str]) -> str:
+    """The longest dotted prefix of all names, or the first name."""
+    split = [n.split(".") for n in names]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) or names[0]
+
+
+def make_units(problem: Problem, segments: Sequence[Segment], request: Request) -> list[Unit]:
+    """Layers and segments in execution order; a segment runs when its last layer is due."""
+    ends = {s.layers[-1]: s for s in segments}
+    inside = {name for s in segments for name in s.layers}
+    units = []
+    for layer in problem.graph.layers:
+        if layer.name in ends:
+            units.append(_segment_unit(problem, ends[layer.name], request))
+        elif layer.name not in inside:
+            units.append(_layer_unit(problem, layer, request))
+    return units
+
+
+def _layer_unit(problem: Problem, layer: Layer, request: Request) -> Unit:
+    """A layer on its own. Without tiling, one whose activations exceed the SRAM streams in pieces as large as the SRAM allows."""
+    activations = {*layer.reads(), layer.output} - {t.name for t in problem.graph.of_kind("weight")}
+    streams = sum(problem.tensor_bytes(t) for t in activations) > problem.npu.sram.sram_bytes
+
+    def options(resident: frozenset[str]) -> Sequence[Option]:
+        found = all_options(problem, layer, resident)
+        return [largest_pieces(problem, found)] if request.tiles == "none" and streams else found
+
+    return Unit(
+        name=layer.name,
+        layers=(layer.name,),
+        tensors=frozenset((*layer.reads(), layer.output)),
+        options=cache(options),
+    )
+
+
+def _segment_unit(problem: Problem, segment: Segment, request: Request) -> Unit:
+    layers = [problem.by_name[n] for n in segment.layers]
+    internal = {x.output for x in layers} - problem.read_outside(segment.layers)
+    tensors = frozenset(t for x in layers for t in (*x.reads(), x.output)) - internal
+
+    def options(resident: frozenset[str]) -> Sequence[Option]:
+        return choices(problem, segment, request.tiles, request.count(segment.name), resident)
+
+    return Unit(
+        name=segment.name, layers=segment.layers, tensors=tensors, options=cache(options), segment=segment
+    )
+
+
+def unit_slots(problem: Problem, unit: Unit, resident: frozenset[str], option: Option) -> Owned:
+    """SRAM slots of a unit run in a certain way, by owner (a layer, or the segment)."""
+    if unit.segment is not None:
+        assert isinstance(option.tile, Tile)
+        return KINDS[unit.segment.kind].slots(problem, unit.segment, option.tile, resident)
+    assert option.pieces is not None
+    layer = problem.by_name[unit.layers[0]]
+    return {layer.name: layer_slots(problem.storage(resident), layer, option.pieces)}
+
+
+def slot_name(owner: str, slot: str, number: int) -> str:
+    """The name under which a slot's address is kept."""
+    return f"{owner}/{slot}/{number}"
