@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -83,3 +83,64 @@ def _lowest_gap(item: Lifetime, placed_at: list[list[tuple[int, int, int]]], cap
             return cursor
         cursor = max(cursor, high)
     return cursor if cursor + item.size_bytes <= capacity else None
+
+
+#: How many steps back a place is looked at: nothing is prefetched further ahead.
+LOOKBACK = 8
+
+
+def spread(
+    items: Sequence[Lifetime], addresses: Mapping[str, int], movable: Collection[str], capacity_bytes: int
+) -> dict[str, int]:
+    """The same placement with the movable items where nothing was alive for longest: then they can be filled early.
+
+    Args:
+        items: everything that is placed, with `addresses`.
+        movable: names of the items that may move, one by one, in the order of their lives.
+    """
+    steps = max((i.last for i in items), default=-1) + 1
+    placed_at: list[dict[str, tuple[int, int]]] = [{} for _ in range(steps)]
+    found = dict(addresses)
+
+    def put(item: Lifetime) -> None:
+        for step in range(item.first, item.last + 1):
+            placed_at[step][item.name] = (found[item.name], found[item.name] + item.size_bytes)
+
+    for item in items:
+        put(item)
+    for item in sorted((i for i in items if i.name in movable), key=lambda i: (i.first, -i.size_bytes, i.name)):
+        for step in range(item.first, item.last + 1):
+            del placed_at[step][item.name]
+        found[item.name] = _stalest(item, found[item.name], placed_at, capacity_bytes)
+        put(item)
+    return found
+
+
+def _stalest(
+    item: Lifetime, address: int, placed_at: Sequence[Mapping[str, tuple[int, int]]], capacity: int
+) -> int:
+    """The free address whose place was last used earliest; of equals the one it has."""
+    taken = sorted({p for step in range(item.first, item.last + 1) for p in placed_at[step].values()})
+    before = [
+        sorted(placed_at[step].values()) for step in range(item.first - 1, max(-1, item.first - 1 - LOOKBACK), -1)
+    ]
+    best, idle = address, _idle(address, item.size_bytes, before)
+    starts = dict.fromkeys(
+        [0, *(high for _, high in taken), *(high for places in before[:3] for _, high in places)]
+    )  # fmt: skip
+    for start in starts:
+        stop = start + item.size_bytes
+        if idle == len(before) or stop > capacity or any(low < stop and start < high for low, high in taken):
+            continue
+        found = _idle(start, item.size_bytes, before)
+        if found > idle:
+            best, idle = start, found
+    return best
+
+
+def _idle(start: int, size: int, before: Sequence[Sequence[tuple[int, int]]]) -> int:
+    """For how many steps back nothing was alive in a place."""
+    for age, places in enumerate(before):
+        if any(low < start + size and start < high for low, high in places):
+            return age
+    return len(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
@@ -20,17 +20,32 @@ from npusim.scheduler.problem import Problem
 
 #: Into how many tiles the rows of a chain are tried to be cut.
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
+#: And into how many when it is decided where a run of layers is cut.
+PROPOSED = (1, 8, 32)
+#: Into how many blocks of columns a gated product may be cut: both its halves wait in SRAM until they are multiplied.
+GATED_BLOCKS = 4
+#: Most tiles for each of which weights are streamed again.
+STREAMED_TILES = 8
 #: Most members of a chain: longer ones need a place for every stage and gain nothing.
 LONGEST = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RowTiling:
-    """Rows of the last member in one tile, tiles in flight, and the output columns of each member's pieces."""
+    """How a chain is tiled.
+
+    Attributes:
+        rows: rows of the last member in one tile.
+        depth: tiles in flight.
+        cols: output columns of each member's pieces.
+        kept: whether all of a chain's weights stay in SRAM; else their blocks are streamed for each tile.
+        requested: the tile count asked for, where it had to be clamped; else 0.
+    """
 
     rows: int
     depth: int
     cols: tuple[int, ...]
+    kept: bool = True
     requested: int = 0
 
 
@@ -94,20 +109,33 @@ def _follows_rows(graph: Graph, layer: Layer, operand: int, rows: int) -> bool:
 # ---- tilings and their cost ---------------------------------------------------------------------------------------------
 
 
-def tilings(problem: Problem, names: Sequence[str]) -> Iterator[RowTiling]:
-    """Every tiling that is enumerated: row counts by powers of two; weights whole, or streamed in blocks by one tile after the other."""
-    graph = problem.graph
-    by_name = problem.by_name
-    last = by_name[names[-1]]
-    total, unit = graph.tensors[last.output].shape[2], row_unit(last)
-    whole = tuple(graph.tensors[by_name[n].output].shape[3] for n in names)
-    streamed = tuple(_streamed_cols(problem, by_name[n]) for n in names)
-    for count in COUNTS:
+def tilings(problem: Problem, names: Sequence[str], counts: Sequence[int] = COUNTS) -> Iterator[RowTiling]:
+    """Every tiling that is enumerated: tile counts by powers of two; weights kept, whole or in blocks, or streamed for each tile."""
+    last = problem.by_name[names[-1]]
+    total, unit = problem.graph.tensors[last.output].shape[2], row_unit(last)
+    depth = 1 if problem.policy == "serial" else 2
+    for count in counts:
         if count > max(1, total // unit):
             break
         rows = min(total, -(-ceil(total / count) // unit) * unit)
-        for cols in dict.fromkeys((whole, streamed) if count <= 8 else (whole,)):
-            yield RowTiling(rows, 1 if problem.policy == "serial" else 2, cols)
+        for cols, kept in _blockings(problem, names, count):
+            yield RowTiling(rows, depth, cols, kept)
+
+
+def _blockings(problem: Problem, names: Sequence[str], tiles: int) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """(columns of each member's pieces, whether weights stay)."""
+    layers = [problem.by_name[n] for n in names]
+    whole = tuple(problem.graph.tensors[x.output].shape[3] for x in layers)
+    yield whole, True
+    gated = tuple(
+        _block(problem, x, GATED_BLOCKS) if x.attributes.get("gated") else w
+        for x, w in zip(layers, whole, strict=True)
+    )
+    if gated != whole:
+        yield gated, True
+    streamed = tuple(_streamed_cols(problem, x) for x in layers)
+    if streamed != whole and tiles <= STREAMED_TILES:
+        yield streamed, False
 
 
 def requested_tilings(problem: Problem, names: Sequence[str], count: int) -> list[RowTiling]:
@@ -115,23 +143,30 @@ def requested_tilings(problem: Problem, names: Sequence[str], count: int) -> lis
     last = problem.by_name[names[-1]]
     total, unit = problem.graph.tensors[last.output].shape[2], row_unit(last)
     rows = min(total, -(-ceil(total / count) // unit) * unit)
-    clamped = -(-total // rows) != count
-    widths = dict.fromkeys(t.cols for t in tilings(problem, names))
+    clamped = count if -(-total // rows) != count else 0
     deepest = 1 if problem.policy == "serial" else 2
     return [
-        RowTiling(rows, depth, cols, count if clamped else 0) for depth in range(deepest, 0, -1) for cols in widths
-    ]  # fmt: skip
+        RowTiling(rows, depth, cols, kept, clamped)
+        for depth in range(deepest, 0, -1)
+        for cols, kept in _blockings(problem, names, 1)
+    ]
 
 
 def _streamed_cols(problem: Problem, layer: Layer) -> int:
     """Output columns of a piece whose weights take a sixteenth of the SRAM."""
-    total = problem.graph.tensors[layer.output].shape[3]
-    if layer.op not in ("conv", "linear") or int(layer.attributes.get("groups", 1)) > 1:
-        return total
+    if layer.op not in ("conv", "linear"):
+        return problem.graph.tensors[layer.output].shape[3]
     weight = problem.tensor_bytes(layer.operands[1].parts[0].tensor)
+    return _block(problem, layer, max(1, 16 * weight // problem.npu.sram.sram_bytes))
+
+
+def _block(problem: Problem, layer: Layer, blocks: int) -> int:
+    """Columns of one of so many blocks: whole blocks of a blocked layout, whole groups of a grouped convolution."""
+    total = problem.graph.tensors[layer.output].shape[3]
+    if int(layer.attributes.get("groups", 1)) > 1:
+        return total
     layout = problem.layouts.get(layer.output)
     granule = layout.block if layout is not None else problem.npu.tensor_engine[0].array_cols
-    blocks = max(1, 16 * weight // problem.npu.sram.sram_bytes)
     return min(total, -(-ceil(total / blocks) // granule) * granule)
 
 
@@ -142,7 +177,7 @@ def slots_of(
     chain = geometry(problem, names, tiling)
     storage = problem.storage(resident)
     return {
-        m.layer.name: chain_slots(storage, m, chain, cols, tiling.depth)
+        m.layer.name: chain_slots(storage, m, chain, cols, tiling.depth, kept=tiling.kept)
         for m, cols in zip(chain.members, tiling.cols, strict=True)
     }
 
@@ -152,7 +187,8 @@ def geometry(problem: Problem, names: Sequence[str], tiling: RowTiling) -> Chain
     key = ("chain", tuple(names), tiling.rows, tiling.depth)
     found = problem.memo.get(key)
     if found is None:
-        found = chain_of(problem.graph, names, tiling.rows, depth=tiling.depth)
+        outside = problem.read_outside(names)
+        found = chain_of(problem.graph, names, tiling.rows, depth=tiling.depth, outside=outside)
         problem.memo[key] = found
     assert isinstance(found, Chain)
     return found
@@ -238,18 +274,14 @@ def _member(
 ) -> None:
     """Add one member's computation, hand-overs and loads."""
     npu, layer, graph = problem.npu, member.layer, problem.graph
-    heights = [high - low for low, high in member.rows if low < high]
-    work = vector_work(graph, layer)
-    if layer.op == "group_norm":
-        work = tuple(w for w in work if w[0] != "group_norm_stats")
-    load.vector += sum(
-        int(vector_ps(npu, npu.vector_engine.count, n, lane_operations(npu, f))) for f, n in work
-    )
+    heights = member.heights
+    per_image = sum(heights.values())
+    load.vector += _vector_ps(problem, layer)
     blocks = 1
     if starts_on_tensor(layer):
         blocks = -(-graph.tensors[layer.output].shape[3] // cols) if layer.op != "matmul" else 1
-        load.tensor += chain.images * sum(_product_ps(problem, layer, h, cols) for h in heights)
-    steps = chain.images * len(heights)
+        load.tensor += chain.images * sum(n * _product_ps(problem, layer, h, cols) for h, n in heights.items())
+    steps = chain.images * per_image
     from_other = any(
         t in made and ends_on_tensor(made[t]) != starts_on_tensor(layer) for t in layer.reads()
     )
@@ -262,10 +294,25 @@ def _member(
         if name == "x" or name.startswith("aux"):
             load.transfers(problem, steps, steps * spec.slot_bytes)
         elif name == "w":
-            again = len(heights) if blocks > spec.count else 1
+            again = per_image if blocks > spec.count else 1
             load.transfers(problem, blocks * chain.images * again, spec.slot_bytes * blocks * again)
         elif name == "params":
             load.transfers(problem, 1, spec.slot_bytes)
+
+
+def _vector_ps(problem: Problem, layer: Layer) -> int:
+    """Vector work of a member, GroupNorm's first pass left out."""
+    key = ("vector", layer.name)
+    if key not in problem.memo:
+        npu = problem.npu
+        problem.memo[key] = sum(
+            int(vector_ps(npu, npu.vector_engine.count, n, lane_operations(npu, f)))
+            for f, n in vector_work(problem.graph, layer)
+            if f != "group_norm_stats"
+        )
+    found = problem.memo[key]
+    assert isinstance(found, int)
+    return found
 
 
 def _product_ps(problem: Problem, layer: Layer, rows: int, cols: int) -> int:
@@ -298,7 +345,7 @@ def _stores(problem: Problem, chain: Chain, member: Member, resident: frozenset[
         shape = problem.graph.tensors[name].shape
         layout = problem.layouts.get(name)
         runs = -(-shape[3] // layout.block) if layout is not None else shape[1]
-        steps = chain.images * sum(1 for low, high in member.rows if low < high)
+        steps = chain.images * sum(member.heights.values())
         load.transfers(problem, steps, problem.moved_bytes(name), runs)
 
 
@@ -316,28 +363,48 @@ def _statistics(problem: Problem, chain: Chain, member: Member, sizes: dict[str,
 # ---- where to cut -------------------------------------------------------------------------------------------------------
 
 
-def best_cut(problem: Problem, run: Sequence[str], single: dict[tuple[str, ...], int]) -> list[tuple[str, ...]]:
-    """The chains of a run's cheapest partition; its other layers stay on their own.
+def best_cut(problem: Problem, run: Sequence[str], single: Mapping[tuple[int, int], int]) -> list[tuple[str, ...]]:
+    """The chains of a run's cheapest partition; its other layers stay on their own. Runs of equal structure are cut alike.
 
     Args:
-        single: predicted time of what is not a chain: each layer, and each attention segment, by its layers.
+        single: (first, end) of what is not a chain, each layer and each attention segment, -> its predicted time.
     """
-    best: list[tuple[int, list[tuple[str, ...]]]] = [(0, [])]
-    capacity = problem.npu.sram.sram_bytes
+    key = ("cut", chain_key(problem, run, frozenset()), tuple(sorted(single.items())))
+    if key not in problem.memo:
+        problem.memo[key] = _cut(problem, run, single)
+    found = problem.memo[key]
+    assert isinstance(found, list)
+    return [tuple(run[start:end]) for start, end in found]
+
+
+def _cut(problem: Problem, run: Sequence[str], single: Mapping[tuple[int, int], int]) -> list[tuple[int, int]]:
+    best: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]
     for end in range(1, len(run) + 1):
-        found: list[tuple[int, list[tuple[str, ...]]]] = []
+        found: list[tuple[int, list[tuple[int, int]]]] = []
         for start in range(end):
-            part = tuple(run[start:end])
             before, cut = best[start]
-            if part in single:
-                found.append((before + single[part], cut))
-            if len(part) > 1 and _stands_alone(problem, part):
-                options = chain_options(problem, part, frozenset())
-                fitting = next((o for o in options if o.sram_bytes <= capacity), None)
-                if fitting is not None:
-                    found.append((before + fitting.cost_ps, [*cut, part]))
+            if (start, end) in single:
+                found.append((before + single[start, end], cut))
+            if end - start > 1:
+                cost = _chain_ps(problem, run[start:end])
+                if cost is not None:
+                    found.append((before + cost, [*cut, (start, end)]))
         best.append(min(found, key=lambda f: f[0]))
     return best[-1][1]
+
+
+def _chain_ps(problem: Problem, part: Sequence[str]) -> int | None:
+    """Predicted time of a chain in an SRAM of its own, or None if it is none or does not fit."""
+    if not _stands_alone(problem, part):
+        return None
+    key = ("chain time", chain_key(problem, part, frozenset()))
+    if key not in problem.memo:
+        options = (predicted(problem, part, t, frozenset()) for t in tilings(problem, part, PROPOSED))
+        fitting = [o.cost_ps for o in options if o.sram_bytes <= problem.npu.sram.sram_bytes]
+        problem.memo[key] = min(fitting, default=None)
+    found = problem.memo[key]
+    assert found is None or isinstance(found, int)
+    return found
 
 
 def _stands_alone(problem: Problem, part: Sequence[str]) -> bool:

@@ -182,8 +182,10 @@ class _Coster:
         runs = sum(count * self._runs(name, pieces) for count, name, _ in moves)
         dma = int(dma_ps(npu, moved, runs)) + (transfers - 1) * self.setup if transfers else 0
         waits = handover_ps(npu) * steps * (1 + (self.epilogues if tensor else 0))
+        first = [(n, s) for _, n, s in moves if n != "out"]
+        load = int(dma_ps(npu, sum(s for _, s in first), sum(self._runs(n, pieces) for n, _ in first))) if first else 0
         return Option(
-            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, steps, pieces.depth),
+            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, load, steps, pieces.depth),
             dram_bytes=moved,
             sram_bytes=sum(s.total_bytes for s in specs.values()),
             pieces=pieces,
@@ -246,13 +248,20 @@ class _Coster:
         return 1, out[3], band_count(out, pieces.rows), (product.batch, rows, cols, product.k)
 
 
-def _time(problem: Problem, tensor: int, vector: int, dma: int, waits: int, steps: int, depth: int) -> int:
-    """Serial, and with one place per operand: the sum. Else the busiest resource, and the others for one step before and after it."""
+def _time(
+    problem: Problem, tensor: int, vector: int, dma: int, waits: int, load: int, steps: int, depth: int
+) -> int:
+    """Serial, or with one place per operand: the sum. Else the longest way through the pipeline of loading, multiplying, and the rest.
+
+    Args:
+        load: time of the loads that the first step waits for.
+    """
     total = tensor + vector + dma + waits
     if problem.policy == "serial" or depth == 1:
         return total
-    busiest = max(tensor, vector + waits, dma)
-    return busiest + (total - busiest) // max(1, steps)
+    vector += waits
+    head, tail = load + tensor // steps, vector // steps
+    return max(load + tensor + tail, dma + tensor // steps + tail, head + vector)
 
 
 def _loads(pieces: Pieces, rows_each: int, blocks: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from npusim.hardware import Npu
 from npusim.lower import lower
 from npusim.plan import Plan
 from npusim.program import Program
-from npusim.scheduler.allocate import Lifetime, allocate
+from npusim.scheduler.allocate import Lifetime, allocate, spread
 from npusim.scheduler.assemble import Decisions, assemble
 from npusim.scheduler.layouts import choose_layouts, choose_units
 from npusim.scheduler.pieces import Option
@@ -150,15 +150,20 @@ def _addresses(
     """One address per resident tensor and per slot. Slots of weights are free one unit early, so that they can be prefetched."""
     owner = _place_owners(problem, resident)
     fixed = _shared_lifetimes([s for s in spans(problem, units) if s.tensor in resident], owner)
-    early, late = [], []
+    early, late, movable = [], [], set()
     for index, (unit, option) in enumerate(zip(units, options, strict=True)):
         for life, prefetched in _slot_lifetimes(problem, unit, index, resident, option):
             late.append(life)
             ahead = index and problem.policy == "decoupled" and prefetched
             early.append(replace(life, first=index - 1) if ahead else life)
+            movable.update([life.name] if ahead else [])
     capacity = problem.npu.sram.sram_bytes
-    found = allocate([*fixed, *early], capacity) or allocate([*fixed, *late], capacity)
-    return None if found is None else {**found, **{t: found[o] for t, o in owner.items()}}
+    for lives in ([*fixed, *early], [*fixed, *late]):
+        found = allocate(lives, capacity)
+        if found is not None:
+            found = spread(lives, found, movable, capacity)
+            return {**found, **{t: found[o] for t, o in owner.items()}}
+    return None
 
 
 def _slot_lifetimes(

@@ -67,40 +67,21 @@ class _Candidate:
 def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     """The best plan under the request's rule.
 
-    `auto` chooses what stays in SRAM in closed form, then simulates the tilings of each segment in the space that is left, with the
-    boundary state it has there. It simulates the network with attention alone joined, with row chains as the closed form proposes
-    them, and with those chains that were faster than their layers apart; and the plan of the paper's rule. The fastest wins; ties go
-    to fewer DRAM bytes, then to fewer tiles.
+    `auto` chooses what stays in SRAM in closed form. It simulates the network with attention alone joined and with row chains as the
+    closed form proposes them, keeps those chains that were faster than their layers apart, and then simulates the tilings of each
+    segment in the space that is left, with the boundary state it has there. It also simulates the plan of the paper's rule. The
+    fastest wins; ties go to fewer DRAM bytes, then to fewer tiles.
     """
     check_request(npu, request)
     problem = make_problem(graph, npu, request.precision, request.policy)
-    tuner = _Tuner()
-    candidates: list[_Candidate] = []
-    failures: list[Infeasible] = []
-
-    def attempt(rule: str, chains: Sequence[tuple[str, ...]]) -> _Candidate | None:
-        planned = plan_graph(
-            problem, replace(request, tiles=rule), tuner.refine if rule == "auto" else None, chains
-        )
-        if isinstance(planned, Infeasible):
-            failures.append(planned)
-            return None
-        candidates.append(_simulated(planned, tuple(chains)))
-        return candidates[-1]
-
-    apart = attempt(request.tiles, ())
-    if request.segments == "all" and request.tiles != "none":
-        chains = propose_chains(problem, attention_segments(problem, request)[0])
-        joined = attempt(request.tiles, chains) if chains else None
-        if request.tiles == "auto" and apart is not None and joined is not None:
-            kept = _faster(problem, apart, joined)
-            if kept and kept != joined.chains:
-                attempt("auto", kept)
+    search = _Search(problem, request)
     if request.tiles == "auto":
-        attempt("sram", ())
-    if not candidates:
-        return failures[0]
-    best = candidates[-1] if request.tiles not in ("auto", "none") else min(candidates, key=lambda c: c.score)
+        search.auto()
+    else:
+        search.attempt(request.tiles, search.proposed())
+    if not search.candidates:
+        return search.failures[0]
+    best = min(search.candidates, key=lambda c: c.score)
     plan = best.planned.plan
     options = plan.options.model_copy(update={"tiles": request.tiles})
     return Found(
@@ -109,8 +90,48 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
         work=best.work,
         trace=best.trace,
         bounds=lower_bounds(problem),
-        curves=_curves(tuner, best.planned),
+        curves=_curves(search.tuner, best.planned),
     )
+
+
+@dataclass(slots=True)
+class _Search:
+    """Plans that were tried, and those that do not fit."""
+
+    problem: Problem
+    request: Request
+    tuner: _Tuner = field(default_factory=lambda: _Tuner())
+    candidates: list[_Candidate] = field(default_factory=list)
+    failures: list[Infeasible] = field(default_factory=list)
+
+    def proposed(self) -> list[tuple[str, ...]]:
+        """Row chains as the closed form proposes them, if the request allows any."""
+        if self.request.segments != "all" or self.request.tiles == "none":
+            return []
+        return propose_chains(self.problem, attention_segments(self.problem, self.request)[0])
+
+    def attempt(
+        self, rule: str, chains: Sequence[tuple[str, ...]], *, tuned: bool = False
+    ) -> _Candidate | None:
+        """Plan and simulate; None if it does not fit."""
+        request = replace(self.request, tiles=rule)
+        planned = plan_graph(self.problem, request, self.tuner.refine if tuned else None, chains)
+        if isinstance(planned, Infeasible):
+            self.failures.append(planned)
+            return None
+        self.candidates.append(_simulated(planned, tuple(chains)))
+        return self.candidates[-1]
+
+    def auto(self) -> None:
+        """Try what `search_plan` describes."""
+        chains = self.proposed()
+        kept: tuple[tuple[str, ...], ...] = ()
+        if chains:
+            apart, joined = self.attempt("auto", ()), self.attempt("auto", chains)
+            if joined is not None:
+                kept = _faster(apart, joined) if apart is not None else joined.chains
+        self.attempt("auto", kept, tuned=True)
+        self.attempt("sram", ())
 
 
 def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...]) -> _Candidate:
@@ -120,7 +141,7 @@ def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...]) -> _Candid
     return _Candidate(planned=planned, chains=chains, work=work, trace=trace)
 
 
-def _faster(problem: Problem, apart: _Candidate, joined: _Candidate) -> tuple[tuple[str, ...], ...]:
+def _faster(apart: _Candidate, joined: _Candidate) -> tuple[tuple[str, ...], ...]:
     """The chains that took less time than their layers apart: from the end of what ran before to their own end."""
     separate, together = _advances(apart), _advances(joined)
     return tuple(
@@ -148,40 +169,38 @@ def _advances(candidate: _Candidate) -> dict[str, int]:
 class _Tuner:
     """Simulates tilings of segments; equal structures with equal boundary state are simulated once."""
 
-    measured: dict[object, list[Measured]] = field(default_factory=dict)
-    keys: dict[tuple[str, ...], object] = field(default_factory=dict)
+    measured: dict[object, Measured | None] = field(default_factory=dict)
+    tried: dict[tuple[str, ...], list[Measured]] = field(default_factory=dict)
 
     def refine(
         self, problem: Problem, segment: Segment, resident: frozenset[str], budget_bytes: int, chosen: Option
     ) -> Option:
         """The tiling that simulates fastest within the budget."""
-        key = (segment.kind, budget_bytes, KINDS[segment.kind].key(problem, segment, resident))
-        self.keys[segment.layers] = key
-        if key not in self.measured:
-            self.measured[key] = _measured(problem, segment, resident, budget_bytes)
-        fitting = [m for m in self.measured[key] if m.sram_bytes <= budget_bytes]
-        return min(fitting, key=lambda m: m.score).option if fitting else chosen
+        structure = (segment.kind, KINDS[segment.kind].key(problem, segment, resident))
+        found = self.tried[segment.layers] = []
+        for option in _promising(problem, segment, resident, budget_bytes):
+            key = (structure, option.tile)
+            if key not in self.measured:
+                self.measured[key] = measure(problem, segment, option, resident)
+            point = self.measured[key]
+            if point is not None:
+                found.append(point)
+        return min(found, key=lambda m: m.score).option if found else chosen
 
 
-def _measured(
+def _promising(
     problem: Problem, segment: Segment, resident: frozenset[str], budget_bytes: int
-) -> list[Measured]:
-    """The most promising tilings that fit the budget, and the paper's rule, simulated."""
+) -> list[Option]:
+    """The tilings within the budget whose closed-form time is best, and the paper's rule."""
     kind = KINDS[segment.kind]
     tiles = list(kind.tilings(problem, segment))
     rule = kind.rule(problem, segment, budget_bytes, resident)
     if rule is not None:
         tiles.append(rule)
-    options = [kind.predict(problem, segment, t, resident) for t in tiles]
+    options = [kind.predict(problem, segment, t, resident) for t in dict.fromkeys(tiles)]
     options = sorted((o for o in options if o.sram_bytes <= budget_bytes), key=lambda o: o.cost_ps)
-    kept = [o for i, o in enumerate(options) if i < KEEP_AT_LEAST or o.cost_ps <= KEEP * options[0].cost_ps]
-    found: dict[tuple[int, int], Measured] = {}
-    for option in kept[:MOST]:
-        point = measure(problem, segment, option, resident)
-        if point is not None:
-            at = (point.tile_count, point.depth)
-            found[at] = min(found.get(at, point), point, key=lambda m: m.score)
-    return sorted(found.values(), key=lambda m: (m.tile_count, m.depth))
+    limit = KEEP * options[0].cost_ps if options else 0
+    return [o for i, o in enumerate(options[:MOST]) if i < KEEP_AT_LEAST or o.cost_ps <= limit]
 
 
 def _curves(tuner: _Tuner, planned: Planned) -> dict[str, Curve]:
@@ -190,7 +209,7 @@ def _curves(tuner: _Tuner, planned: Planned) -> dict[str, Curve]:
     problem = planned.problem
     for unit, entry in zip([u for u in planned.units if u.segment], planned.plan.segments, strict=True):
         assert unit.segment is not None
-        measured = tuner.measured.get(tuner.keys.get(unit.layers), [])
+        measured = _best_by_count(tuner.tried.get(unit.layers, ()))
         capacity = problem.npu.sram.sram_bytes
         kind = KINDS[unit.segment.kind]
         rule = kind.rule(problem, unit.segment, capacity, frozenset()) if measured else None
@@ -204,3 +223,12 @@ def _curves(tuner: _Tuner, planned: Planned) -> dict[str, Curve]:
             for m in measured
         ]
     return curves
+
+
+def _best_by_count(measured: Sequence[Measured]) -> list[Measured]:
+    """The fastest of each tile count and depth, by count."""
+    found: dict[tuple[int, int], Measured] = {}
+    for point in measured:
+        at = (point.tile_count, point.depth)
+        found[at] = min(found.get(at, point), point, key=lambda m: m.score)
+    return [found[at] for at in sorted(found)]

@@ -27,11 +27,12 @@ def propose_chains(problem: Problem, attention: Sequence[Segment]) -> list[tuple
     """The cheapest cut of every run of layers into chains, in closed form, when nothing large stays in SRAM."""
     found = []
     for run in runs(problem.graph):
-        single = {(n,): _alone_ps(problem, problem.by_name[n]) for n in run}
+        single = {(i, i + 1): _alone_ps(problem, problem.by_name[n]) for i, n in enumerate(run)}
         for segment in attention:
             if set(segment.layers) <= set(run):
                 best = choices(problem, segment, "auto", None, frozenset())
-                single[segment.layers] = best[0].cost_ps
+                first = run.index(segment.layers[0])
+                single[first, first + len(segment.layers)] = best[0].cost_ps
         found += best_cut(problem, run, single)
     return found
 

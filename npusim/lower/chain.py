@@ -38,9 +38,18 @@ class Member:
     stored: bool
 
     @property
-    def tallest(self) -> int:
-        """Most rows made for one tile."""
-        return max(high - low for low, high in self.rows)
+    def tallest(self) -> Rows:
+        """The rows of the tile in which most are made."""
+        return max(self.rows, key=lambda r: r[1] - r[0])
+
+    @property
+    def heights(self) -> Mapping[int, int]:
+        """How many tiles make so many rows, for each number of rows (tiles that make none left out)."""
+        found: dict[int, int] = {}
+        for low, high in self.rows:
+            if low < high:
+                found[high - low] = found.get(high - low, 0) + 1
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +83,28 @@ def ends_on_tensor(layer: Layer) -> bool:
     return starts_on_tensor(layer) and all(e.function == "scale" for e in layer.epilogue)
 
 
-def chain_of(graph: Graph, names: Sequence[str], rows: int, *, depth: int) -> Chain:
+def chain_of(
+    graph: Graph, names: Sequence[str], rows: int, *, depth: int, outside: Collection[str] | None = None
+) -> Chain:
     """The geometry of a chain.
 
     Args:
         names: members in execution order.
         rows: output rows of the last member in one tile.
         depth: 1: every member finishes a tile before the next begins; 2: stages.
+        outside: outputs that are read outside the chain, if known.
     """
-    by_name = {x.name: x for x in graph.layers}
-    layers = [by_name[n] for n in names]
+    members = set(names)
+    layers = [x for x in graph.layers if x.name in members]
     inside = {x.output: x for x in layers}
     readers = _readers(graph, layers)
-    outside = read_outside(graph, graph.consumers(), names)
+    if outside is None:
+        outside = read_outside(graph, graph.consumers(), names)
     total = graph.tensors[layers[-1].output].shape[2]
     tiles = -(-total // rows)
     made = _rows_made(graph, layers, readers, outside, rows, tiles)
     stages = _stages(layers, inside, depth)
-    members = tuple(
+    found = tuple(
         Member(
             x,
             stages[x.name],
@@ -101,7 +114,7 @@ def chain_of(graph: Graph, names: Sequence[str], rows: int, *, depth: int) -> Ch
         )
         for x in layers
     )
-    return Chain(members, tiles, graph.tensors[layers[-1].output].shape[0])
+    return Chain(found, tiles, graph.tensors[layers[-1].output].shape[0])
 
 
 def needed_rows(layer: Layer, operand: int, low: int, high: int) -> Rows:
@@ -189,9 +202,11 @@ def _places(
     most = 1
     for reader, number in readers:
         behind = stages[reader.name] - stages[layer.name]
+        oldest = 0
         for tile, (low, high) in enumerate(made[reader.name]):
             if low < high:
                 first = needed_rows(reader, number, low, high)[0]
-                oldest = next(t for t, (_, end) in enumerate(own) if end > first)
+                while own[oldest][1] <= first:
+                    oldest += 1
                 most = max(most, tile + behind - oldest + 1)
     return max(most, depth)

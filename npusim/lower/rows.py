@@ -17,8 +17,10 @@ from npusim.ops import OPS
 from npusim.plan import SegmentPlan, Slots
 
 
-def chain_slots(storage: Storage, member: Member, chain: Chain, cols: int, depth: int) -> list[SlotSpec]:
-    """SRAM slots of one member: what it loads from outside, its weights, its staged product, and its output's tiles."""
+def chain_slots(
+    storage: Storage, member: Member, chain: Chain, cols: int, depth: int, *, kept: bool
+) -> list[SlotSpec]:
+    """SRAM slots of one member: what it loads from outside, its weights (all blocks, if `kept`), its staged product, its output's tiles."""
     layer, graph = member.layer, storage.graph
     made = {m.layer.output for m in chain.members}
     outer = Storage(
@@ -27,13 +29,14 @@ def chain_slots(storage: Storage, member: Member, chain: Chain, cols: int, depth
     )  # fmt: skip
     out = graph.tensors[layer.output].shape
     flight = min(depth, chain.tiles * chain.images)
+    height = member.tallest[1] - member.tallest[0]
     specs = operand_slots(outer, layer, _bands(layer, member, out[1]), flight)
     if OPS[layer.op].streams == "product":
         blocks = -(-out[3] // cols)
-        piece = storage.box_bytes(layer.output, (1, out[1], member.tallest, min(cols, out[3])))
+        piece = storage.box_bytes(layer.output, (1, out[1], height, min(cols, out[3])))
         staged = 2 if layer.attributes.get("gated") else int(layer.output in storage.in_place)
         specs += [
-            SlotSpec("w", weight_bytes(outer, layer, min(cols, out[3])), min(depth, blocks)),
+            SlotSpec("w", weight_bytes(outer, layer, min(cols, out[3])), blocks if kept else min(depth, blocks)),
             SlotSpec("pre", staged * piece, min(depth, flight * blocks)),
         ]
     else:
@@ -41,19 +44,18 @@ def chain_slots(storage: Storage, member: Member, chain: Chain, cols: int, depth
     if OPS[layer.op].streams == "norm":
         specs.append(SlotSpec("stats", norm_statistics_bytes(outer, layer), 1))
     if layer.output not in storage.resident:
-        whole = storage.box_bytes(layer.output, (1, out[1], member.tallest, out[3]))
+        whole = storage.box_bytes(layer.output, (1, out[1], height, out[3]))
         specs.append(SlotSpec("out", whole, min(member.places, chain.tiles * chain.images)))
     return [s for s in specs if s.slot_bytes]
 
 
 def _bands(layer: Layer, member: Member, heads: int) -> dict[int, list[Band]]:
-    """Operand number -> the bands of it that the tiles read."""
-    return {
-        number: [
-            Band(0, 0, heads, *needed_rows(layer, number, low, high)) for low, high in member.rows if low < high
-        ]
-        for number in range(len(layer.operands))
-    }  # fmt: skip
+    """Operand number -> bands among which the largest that a tile reads is: any of spatial operands, the tallest tile's of others."""
+    tiles = [r for r in member.rows if r[0] < r[1]] if "in_hw" in layer.attributes else [member.tallest]
+    spans = {0: {needed_rows(layer, 0, *r) for r in tiles}}
+    largest = max(spans[0], key=lambda r: r[1] - r[0])
+    found = {n: [Band(0, 0, heads, *member.tallest)] for n in range(1, len(layer.operands))}
+    return {0: [Band(0, 0, heads, *largest)], **found}
 
 
 class _ChainFeed(Feed):
