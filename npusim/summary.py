@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from npusim.cost import Work, energy_pj
 from npusim.graph import Graph, Layer
-from npusim.plan import Plan
+from npusim.plan import Plan, SegmentPlan, Slots
 from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
 from npusim.trace import Trace, lane_busy_ps, sram_occupancy, union_ps
 from npusim.units import PS_PER_MS, ps_to_ms
@@ -161,10 +161,16 @@ def _segment(
         "busy_ms": {kind: ps_to_ms(_kind_busy(program, trace, mine, kind)) for kind in sorted(kinds)},
         "handover_ms": ps_to_ms(int(work.handover_ps[mine].sum())),
         "dram_bytes": int(work.dram_bytes[mine].sum()),
-        "peak_sram_bytes": sum(len(s.addresses) * s.slot_bytes for s in segment.slots),
+        "peak_sram_bytes": sum(len(s.addresses) * s.slot_bytes for s in _slots(plan, segment)),
         "precision": plan.options.precision,
         "tile_curve": [dict(p) for p in curves.get(segment.name, ())],
     }
+
+
+def _slots(plan: Plan, segment: SegmentPlan) -> list[Slots]:
+    """SRAM slots of a segment and of the layers in it."""
+    members = set(segment.layers)
+    return [*segment.slots, *(s for layer in plan.layers if layer.name in members for s in layer.slots)]
 
 
 def _kind_busy(program: Program, trace: Trace, mine: Mask, kind: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
@@ -52,27 +52,25 @@ class RowTiling:
 # ---- which layers may be joined -----------------------------------------------------------------------------------------
 
 
-def runs(graph: Graph) -> list[tuple[str, ...]]:
-    """Longest sequences of layers that can be joined, in execution order.
+def runs(graph: Graph, apart: Collection[str] = ()) -> list[tuple[str, ...]]:
+    """Longest sequences of layers that can be joined, in execution order, none of them in `apart`.
 
     A layer that reads nothing of the run under way does not end it: it runs before the run. One that reads of it and cannot join
     ends it.
     """
     found: list[tuple[str, ...]] = []
     run: list[Layer] = []
-    later: set[str] = set()  # tensors that exist only after the run
     for layer in graph.layers:
         made = {x.output for x in run}
-        follows = any(t in made or t in later for t in layer.reads())
-        if run and not follows:
+        free = layer.name not in apart
+        if run and not any(t in made for t in layer.reads()):
             continue
-        if run and len(run) < LONGEST and not later & set(layer.reads()) and _joins(graph, run, layer):
+        if run and free and len(run) < LONGEST and _joins(graph, run, layer):
             run.append(layer)
             continue
         if len(run) > 1:
             found.append(tuple(x.name for x in run))
-        later = set()
-        run = [layer] if _joins(graph, [], layer) else []
+        run = [layer] if free and _joins(graph, [], layer) else []
     if len(run) > 1:
         found.append(tuple(x.name for x in run))
     return found

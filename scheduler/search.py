@@ -33,6 +33,9 @@ KEEP_AT_LEAST = 3
 #: Most tilings that are simulated for one structure.
 MOST = 6
 
+#: Chains are tried one by one until this many commands have been simulated: small networks are searched further than large ones.
+DESCENT_COMMANDS = 30_000
+
 Curve = Sequence[Mapping[str, Any]]
 
 
@@ -54,6 +57,7 @@ class _Candidate:
 
     planned: Planned
     chains: tuple[tuple[str, ...], ...]
+    tuned: bool
     work: Work
     trace: Trace
 
@@ -108,7 +112,8 @@ class _Search:
         """Row chains as the closed form proposes them, if the request allows any."""
         if self.request.segments != "all" or self.request.tiles == "none":
             return []
-        return propose_chains(self.problem, attention_segments(self.problem, self.request)[0])
+        attention, _ = attention_segments(self.problem, self.request)
+        return propose_chains(self.problem, attention, self.request)
 
     def attempt(
         self, rule: str, chains: Sequence[tuple[str, ...]], *, tuned: bool = False
@@ -119,7 +124,7 @@ class _Search:
         if isinstance(planned, Infeasible):
             self.failures.append(planned)
             return None
-        self.candidates.append(_simulated(planned, tuple(chains)))
+        self.candidates.append(_simulated(planned, tuple(chains), tuned))
         return self.candidates[-1]
 
     def auto(self) -> None:
@@ -132,13 +137,29 @@ class _Search:
                 kept = _faster(apart, joined) if apart is not None else joined.chains
         self.attempt("auto", kept, tuned=True)
         self.attempt("sram", ())
+        self._descend(chains)
+
+    def _descend(self, chains: Sequence[tuple[str, ...]]) -> None:
+        """While few commands were simulated: join or part one chain after the other, as long as that makes the network faster."""
+        improved = bool(self.candidates)
+        while improved:
+            improved = False
+            for chain in chains:
+                if sum(len(c.planned.program) for c in self.candidates) > DESCENT_COMMANDS:
+                    return
+                best = min(self.candidates, key=lambda c: c.score)
+                changed = tuple(c for c in chains if (c in best.chains) != (c == chain))
+                if any(c.chains == changed and c.tuned for c in self.candidates):
+                    continue
+                found = self.attempt("auto", changed, tuned=True)
+                improved = improved or (found is not None and found.score < best.score)
 
 
-def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...]) -> _Candidate:
+def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...], tuned: bool) -> _Candidate:
     npu, policy = planned.problem.npu, planned.problem.policy
     work = Work(planned.program, npu)
     trace = simulate(planned.program, npu, policy, work=work)
-    return _Candidate(planned=planned, chains=chains, work=work, trace=trace)
+    return _Candidate(planned=planned, chains=chains, tuned=tuned, work=work, trace=trace)
 
 
 def _faster(apart: _Candidate, joined: _Candidate) -> tuple[tuple[str, ...], ...]:

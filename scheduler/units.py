@@ -23,10 +23,16 @@ def attention_segments(problem: Problem, request: Request) -> tuple[list[Segment
     return joined, [s for s in found if s not in joined]
 
 
-def propose_chains(problem: Problem, attention: Sequence[Segment]) -> list[tuple[str, ...]]:
-    """The cheapest cut of every run of layers into chains, in closed form, when nothing large stays in SRAM."""
+def propose_chains(
+    problem: Problem, attention: Sequence[Segment], request: Request
+) -> list[tuple[str, ...]]:
+    """The cheapest cut of every run of layers into chains, in closed form, when nothing large stays in SRAM.
+
+    An attention whose tile count was asked for stays a segment of its own: its tiles are heads x query rows.
+    """
     found = []
-    for run in runs(problem.graph):
+    apart = {n for s in attention if request.count(s.name) is not None for n in s.layers}
+    for run in runs(problem.graph, apart):
         single = {(i, i + 1): _alone_ps(problem, problem.by_name[n]) for i, n in enumerate(run)}
         for segment in attention:
             if set(segment.layers) <= set(run):

@@ -126,12 +126,14 @@ def test_tiles_are_counted_per_batch_element(attention: Callable[..., Graph]) ->
 def test_a_pin_holds_for_its_segment_only(net: Callable[..., Net]) -> None:
     graph = net().unet().graph()
     names = [s.name for s in find_segments(graph, "all")]
-    found = profiled(graph, tiles="sram", pins={names[0]: 4})
+    found = profiled(graph, tiles="sram", segments="attention", pins={names[0]: 4})
     counts = {s.name: s.tile_count for s in found.plan.segments}
     assert counts[names[0]] == 4
     assert (
         counts[names[1]]
-        == {s.name: s.tile_count for s in profiled(graph, tiles="sram").plan.segments}[names[1]]
+        == {
+            s.name: s.tile_count for s in profiled(graph, tiles="sram", segments="attention").plan.segments
+        }[names[1]]
     )
 
 
