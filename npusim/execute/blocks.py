@@ -49,6 +49,26 @@ def joined(arrays: Sequence[Array]) -> Array:
     return np.concatenate([np.broadcast_to(a, (*a.shape[:2], rows, a.shape[3])) for a in arrays], axis=3)
 
 
+def stacked(blocks: Sequence[Block]) -> list[Block]:
+    """The same blocks, those joined that hold consecutive rows of the same columns of one tensor (a halo kept from the tile before)."""
+    found: list[Block] = []
+    for block in blocks:
+        last = found[-1] if found else None
+        if last is not None and _continues(last, block):
+            rows = np.concatenate([last.data, block.data], axis=2)
+            found[-1] = Block(last.tensor, last.offset, rows)
+        else:
+            found.append(block)
+    return found
+
+
+def _continues(one: Block, other: Block) -> bool:
+    """Whether `other` holds the rows after `one`."""
+    b, h, r, c = one.offset
+    same = one.data.shape[:2] == other.data.shape[:2] and one.data.shape[3] == other.data.shape[3]
+    return one.tensor == other.tensor and same and other.offset == (b, h, r + one.data.shape[2], c)
+
+
 def split_heads(values: Array, heads: int) -> Array:
     """[b, 1, r, heads x w] or [b, heads, r, w] as [b, heads, r, w]."""
     batch, own, rows, cols = values.shape

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from npusim.execute.blocks import Array, Block
+from npusim.execute.blocks import Array, Block, stacked
 from npusim.execute.compute import Compute
 from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
-from npusim.execute.vector_layers import wanted_rows
+from npusim.execute.vector_layers import Y, wanted_rows
 from npusim.execute.windows import pack, unpack
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
@@ -158,6 +158,10 @@ class _Run:
         blocks: dict[int, list[Block]] = {}
         for access in reads:
             blocks.setdefault(self._operand[access], []).append(self._block(access))
+        if opcode != PRODUCT or layer.op == "matmul":
+            blocks = {number: stacked(parts) for number, parts in blocks.items()}
+        else:
+            blocks = {n: parts if n == Y else stacked(parts) for n, parts in blocks.items()}
         if opcode == PRODUCT:
             heads = int(self.program.commands.batch[command])
             return self.compute.product(layer, blocks, [self._box(a) for a in writes], heads)
