@@ -181,7 +181,12 @@ def _profiles(targets: Targets, npu: Npu) -> dict[str, api.Profile]:
     graphs = {name: api.load_graph(name) for name in {r.model for r in targets.run}}
     for run in targets.run:
         found = api.profile(
-            graphs[run.model], tiles=run.tiles, segments=run.segments, policy=run.policy, precision=run.precision, npu=npu
+            graphs[run.model],
+            tiles=run.tiles,
+            segments=run.segments,
+            policy=run.policy,
+            precision=run.precision,
+            npu=npu,
         )
         if isinstance(found, Infeasible):
             raise HardwareError(f"run '{run.name}': {found.sentence()}")

@@ -108,7 +108,9 @@ def spread(
 
     for item in items:
         put(item)
-    for item in sorted((i for i in items if i.name in movable), key=lambda i: (i.first, -i.size_bytes, i.name)):
+    for item in sorted(
+        (i for i in items if i.name in movable), key=lambda i: (i.first, -i.size_bytes, i.name)
+    ):
         for step in range(item.first, item.last + 1):
             del placed_at[step][item.name]
         found[item.name] = _stalest(item, found[item.name], placed_at, capacity_bytes)
@@ -122,7 +124,8 @@ def _stalest(
     """The free address whose place was last used earliest; of equals the one it has."""
     taken = sorted({p for step in range(item.first, item.last + 1) for p in placed_at[step].values()})
     before = [
-        sorted(placed_at[step].values()) for step in range(item.first - 1, max(-1, item.first - 1 - LOOKBACK), -1)
+        sorted(placed_at[step].values())
+        for step in range(item.first - 1, max(-1, item.first - 1 - LOOKBACK), -1)
     ]
     best, idle = address, _idle(address, item.size_bytes, before)
     starts = dict.fromkeys(

@@ -10,7 +10,7 @@ from math import ceil, prod
 from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_ps, vector_ps
 from npusim.dtypes import PRECISIONS
 from npusim.graph import Graph, Layer
-from npusim.lower.chain import Chain, Member, chain_of, ends_on_tensor, needed_rows, starts_on_tensor
+from npusim.lower.chain import Chain, Member, chain_of, ends_on_tensor, starts_on_tensor
 from npusim.lower.geometry import row_unit
 from npusim.lower.rows import chain_slots
 from npusim.lower.slots import SlotSpec
@@ -21,7 +21,7 @@ from npusim.scheduler.problem import Problem
 #: Into how many tiles the rows of a chain are tried to be cut.
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 #: And into how many when it is decided where a run of layers is cut.
-PROPOSED = (1, 8, 32)
+PROPOSED = (4, 16)
 #: Into how many blocks of columns a gated product may be cut: both its halves wait in SRAM until they are multiplied.
 GATED_BLOCKS = 4
 #: Most tiles for each of which weights are streamed again.
@@ -229,9 +229,7 @@ class _Load:
             self.moved += total_bytes
 
 
-def predicted(
-    problem: Problem, names: Sequence[str], tiling: RowTiling, resident: frozenset[str]
-) -> Option:
+def predicted(problem: Problem, names: Sequence[str], tiling: RowTiling, resident: frozenset[str]) -> Option:
     """Closed-form time and DRAM bytes of a chain: its busiest engine, and the others for one tile.
 
     GroupNorm's first pass comes before everything else.
@@ -278,11 +276,11 @@ def _member(
     blocks = 1
     if starts_on_tensor(layer):
         blocks = -(-graph.tensors[layer.output].shape[3] // cols) if layer.op != "matmul" else 1
-        load.tensor += chain.images * sum(n * _product_ps(problem, layer, h, cols) for h, n in heights.items())
+        load.tensor += chain.images * sum(
+            n * _product_ps(problem, layer, h, cols) for h, n in heights.items()
+        )
     steps = chain.images * per_image
-    from_other = any(
-        t in made and ends_on_tensor(made[t]) != starts_on_tensor(layer) for t in layer.reads()
-    )
+    from_other = any(t in made and ends_on_tensor(made[t]) != starts_on_tensor(layer) for t in layer.reads())
     if starts_on_tensor(layer):
         load.tensor += steps * handover_ps(npu) * int(from_other)
         load.vector += steps * blocks * handover_ps(npu) * int(not ends_on_tensor(layer))
@@ -347,7 +345,9 @@ def _stores(problem: Problem, chain: Chain, member: Member, resident: frozenset[
         load.transfers(problem, steps, problem.moved_bytes(name), runs)
 
 
-def _statistics(problem: Problem, chain: Chain, member: Member, sizes: dict[str, SlotSpec], load: _Load) -> None:
+def _statistics(
+    problem: Problem, chain: Chain, member: Member, sizes: dict[str, SlotSpec], load: _Load
+) -> None:
     npu = problem.npu
     elements = prod(problem.graph.tensors[member.layer.output].shape)
     load.vector += int(
@@ -361,7 +361,9 @@ def _statistics(problem: Problem, chain: Chain, member: Member, sizes: dict[str,
 # ---- where to cut -------------------------------------------------------------------------------------------------------
 
 
-def best_cut(problem: Problem, run: Sequence[str], single: Mapping[tuple[int, int], int]) -> list[tuple[str, ...]]:
+def best_cut(
+    problem: Problem, run: Sequence[str], single: Mapping[tuple[int, int], int]
+) -> list[tuple[str, ...]]:
     """The chains of a run's cheapest partition; its other layers stay on their own. Runs of equal structure are cut alike.
 
     Args:
@@ -375,34 +377,51 @@ def best_cut(problem: Problem, run: Sequence[str], single: Mapping[tuple[int, in
     return [tuple(run[start:end]) for start, end in found]
 
 
-def _cut(problem: Problem, run: Sequence[str], single: Mapping[tuple[int, int], int]) -> list[tuple[int, int]]:
+def _cut(
+    problem: Problem, run: Sequence[str], single: Mapping[tuple[int, int], int]
+) -> list[tuple[int, int]]:
     best: list[tuple[int, list[tuple[int, int]]]] = [(0, [])]
+    longest = (
+        0  # where the longest chain that fits may start: what a shorter one exceeds, a longer one exceeds too
+    )
     for end in range(1, len(run) + 1):
         found: list[tuple[int, list[tuple[int, int]]]] = []
         for start in range(end):
             before, cut = best[start]
             if (start, end) in single:
                 found.append((before + single[start, end], cut))
-            if end - start > 1:
-                cost = _chain_ps(problem, run[start:end])
+            if end - start > 1 and start >= longest:
+                cost = chain_ps(problem, run[start:end])
                 if cost is not None:
                     found.append((before + cost, [*cut, (start, end)]))
+                elif end - start > 2:
+                    longest = max(longest, start + 1)
         best.append(min(found, key=lambda f: f[0]))
     return best[-1][1]
 
 
-def _chain_ps(problem: Problem, part: Sequence[str]) -> int | None:
+def chain_ps(problem: Problem, part: Sequence[str]) -> int | None:
     """Predicted time of a chain in an SRAM of its own, or None if it is none or does not fit."""
     if not _stands_alone(problem, part):
         return None
     key = ("chain time", chain_key(problem, part, frozenset()))
     if key not in problem.memo:
-        options = (predicted(problem, part, t, frozenset()) for t in tilings(problem, part, PROPOSED))
-        fitting = [o.cost_ps for o in options if o.sram_bytes <= problem.npu.sram.sram_bytes]
-        problem.memo[key] = min(fitting, default=None)
+        problem.memo[key] = _least_ps(problem, part)
     found = problem.memo[key]
     assert found is None or isinstance(found, int)
     return found
+
+
+def _least_ps(problem: Problem, part: Sequence[str]) -> int | None:
+    """The least predicted time of the tilings that fit; weights are streamed only where they cannot be kept."""
+    capacity = problem.npu.sram.sram_bytes
+    found = list(tilings(problem, part, PROPOSED))
+    for kept in (True, False):
+        options = [predicted(problem, part, t, frozenset()) for t in found if t.kept == kept]
+        fitting = [o.cost_ps for o in options if o.sram_bytes <= capacity]
+        if fitting:
+            return min(fitting)
+    return None
 
 
 def _stands_alone(problem: Problem, part: Sequence[str]) -> bool:

@@ -191,6 +191,4 @@ def _tried(problem: Problem, segment: Segment, rule: str, count: int | None) -> 
 
 def can_fit(problem: Problem, segment: Segment) -> bool:
     """Whether any tiling of the segment fits an SRAM of its own (a head whose keys and values exceed it cannot)."""
-    return (
-        KINDS[segment.kind].rule(problem, segment, problem.npu.sram.sram_bytes, frozenset()) is not None
-    )
+    return KINDS[segment.kind].rule(problem, segment, problem.npu.sram.sram_bytes, frozenset()) is not None

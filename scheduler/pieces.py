@@ -183,7 +183,11 @@ class _Coster:
         dma = int(dma_ps(npu, moved, runs)) + (transfers - 1) * self.setup if transfers else 0
         waits = handover_ps(npu) * steps * (1 + (self.epilogues if tensor else 0))
         first = [(n, s) for _, n, s in moves if n != "out"]
-        load = int(dma_ps(npu, sum(s for _, s in first), sum(self._runs(n, pieces) for n, _ in first))) if first else 0
+        load = (
+            int(dma_ps(npu, sum(s for _, s in first), sum(self._runs(n, pieces) for n, _ in first)))
+            if first
+            else 0
+        )
         return Option(
             cost_ps=_time(self.problem, tensor, self.vector, dma, waits, load, steps, pieces.depth),
             dram_bytes=moved,

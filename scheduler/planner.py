@@ -67,7 +67,9 @@ def plan_graph(
     if refine is not None:
         decided = _refined(problem, request, units, decided, refine)
     plan = assemble(problem, request, units, decided)
-    plan = plan.model_copy(update={"unjoined": tuple(s.name for s in unjoined if not chained & set(s.layers))})
+    plan = plan.model_copy(
+        update={"unjoined": tuple(s.name for s in unjoined if not chained & set(s.layers))}
+    )
     program = lower(problem.graph, plan)
     plan = plan.model_copy(update={"program_sha256": program.sha256()})
     return Planned(problem=problem, units=units, plan=plan, program=program)

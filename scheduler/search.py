@@ -19,7 +19,7 @@ from npusim.scheduler.planner import Planned, make_problem, plan_graph
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.request import Request, check_request
 from npusim.scheduler.tiles import Segment
-from npusim.scheduler.units import attention_segments, propose_chains
+from npusim.scheduler.units import attention_segments, other_chains, propose_chains
 from npusim.simulate import simulate
 from npusim.trace import Trace
 
@@ -34,7 +34,7 @@ KEEP_AT_LEAST = 3
 MOST = 6
 
 #: Chains are tried one by one until this many commands have been simulated: small networks are searched further than large ones.
-DESCENT_COMMANDS = 30_000
+DESCENT_COMMANDS = 60_000
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -137,7 +137,13 @@ class _Search:
                 kept = _faster(apart, joined) if apart is not None else joined.chains
         self.attempt("auto", kept, tuned=True)
         self.attempt("sram", ())
-        self._descend(chains)
+        if chains and self._spent() < DESCENT_COMMANDS // 6:
+            attention, _ = attention_segments(self.problem, self.request)
+            self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
+
+    def _spent(self) -> int:
+        """Commands simulated so far, segments on their own left out."""
+        return sum(len(c.planned.program) for c in self.candidates)
 
     def _descend(self, chains: Sequence[tuple[str, ...]]) -> None:
         """While few commands were simulated: join or part one chain after the other, as long as that makes the network faster."""
@@ -145,14 +151,21 @@ class _Search:
         while improved:
             improved = False
             for chain in chains:
-                if sum(len(c.planned.program) for c in self.candidates) > DESCENT_COMMANDS:
+                if self._spent() > DESCENT_COMMANDS:
                     return
                 best = min(self.candidates, key=lambda c: c.score)
-                changed = tuple(c for c in chains if (c in best.chains) != (c == chain))
+                changed = _toggled(best.chains, chain)
                 if any(c.chains == changed and c.tuned for c in self.candidates):
                     continue
                 found = self.attempt("auto", changed, tuned=True)
                 improved = improved or (found is not None and found.score < best.score)
+
+
+def _toggled(chains: Sequence[tuple[str, ...]], chain: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The chains without this one, or with it instead of those that share its layers."""
+    if chain in chains:
+        return tuple(c for c in chains if c != chain)
+    return tuple(sorted([chain, *(c for c in chains if not set(c) & set(chain))]))
 
 
 def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...], tuned: bool) -> _Candidate:
@@ -166,9 +179,7 @@ def _faster(apart: _Candidate, joined: _Candidate) -> tuple[tuple[str, ...], ...
     """The chains that took less time than their layers apart: from the end of what ran before to their own end."""
     separate, together = _advances(apart), _advances(joined)
     return tuple(
-        chain
-        for chain in joined.chains
-        if sum(together[n] for n in chain) < sum(separate[n] for n in chain)
+        chain for chain in joined.chains if sum(together[n] for n in chain) < sum(separate[n] for n in chain)
     )
 
 

@@ -7,7 +7,7 @@ from functools import cache
 
 from npusim.graph import Graph, Layer
 from npusim.lower.slots import layer_slots
-from npusim.scheduler.chains import best_cut, runs
+from npusim.scheduler.chains import best_cut, chain_ps, runs
 from npusim.scheduler.kinds import KINDS, Owned, Tile, can_fit, choices
 from npusim.scheduler.pieces import Option, all_options, largest_pieces
 from npusim.scheduler.problem import Problem
@@ -23,24 +23,52 @@ def attention_segments(problem: Problem, request: Request) -> tuple[list[Segment
     return joined, [s for s in found if s not in joined]
 
 
-def propose_chains(
-    problem: Problem, attention: Sequence[Segment], request: Request
-) -> list[tuple[str, ...]]:
+def propose_chains(problem: Problem, attention: Sequence[Segment], request: Request) -> list[tuple[str, ...]]:
     """The cheapest cut of every run of layers into chains, in closed form, when nothing large stays in SRAM.
 
     An attention whose tile count was asked for stays a segment of its own: its tiles are heads x query rows.
     """
     found = []
-    apart = {n for s in attention if request.count(s.name) is not None for n in s.layers}
-    for run in runs(problem.graph, apart):
-        single = {(i, i + 1): _alone_ps(problem, problem.by_name[n]) for i, n in enumerate(run)}
-        for segment in attention:
-            if set(segment.layers) <= set(run):
-                best = choices(problem, segment, "auto", None, frozenset())
-                first = run.index(segment.layers[0])
-                single[first, first + len(segment.layers)] = best[0].cost_ps
-        found += best_cut(problem, run, single)
+    for run in runs(problem.graph, _counted(attention, request)):
+        found += best_cut(problem, run, _singles(problem, attention, run))
     return found
+
+
+#: How many other chains are tried where there is time for it.
+OTHERS = 24
+
+
+def other_chains(
+    problem: Problem, attention: Sequence[Segment], request: Request, known: Sequence[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """More parts of runs that can be joined, those first that promise to save the most time in closed form."""
+    found: list[tuple[int, tuple[str, ...]]] = []
+    for run in runs(problem.graph, _counted(attention, request)):
+        single = _singles(problem, attention, run)
+        for start in range(len(run)):
+            for end in range(start + 2, len(run) + 1):
+                cost = chain_ps(problem, run[start:end])
+                apart = sum(single[i, i + 1] for i in range(start, end))
+                if cost is not None and run[start:end] not in known:
+                    found.append((cost - apart, run[start:end]))
+    return [chain for _, chain in sorted(found)[:OTHERS]]
+
+
+def _counted(attention: Sequence[Segment], request: Request) -> set[str]:
+    return {n for s in attention if request.count(s.name) is not None for n in s.layers}
+
+
+def _singles(
+    problem: Problem, attention: Sequence[Segment], run: Sequence[str]
+) -> dict[tuple[int, int], int]:
+    """(first, end) of each layer and each attention segment of a run -> predicted time."""
+    single = {(i, i + 1): _alone_ps(problem, problem.by_name[n]) for i, n in enumerate(run)}
+    for segment in attention:
+        if set(segment.layers) <= set(run):
+            first = run.index(segment.layers[0])
+            best = choices(problem, segment, "auto", None, frozenset())
+            single[first, first + len(segment.layers)] = best[0].cost_ps
+    return single
 
 
 #: Tensors that take at most this share of the SRAM are taken to stay there when layers are costed on their own.

@@ -134,7 +134,9 @@ def _readers(graph: Graph, layers: Sequence[Layer]) -> dict[str, list[tuple[Laye
     return found
 
 
-def read_outside(graph: Graph, consumers: Mapping[str, Sequence[int]], names: Sequence[str]) -> frozenset[str]:
+def read_outside(
+    graph: Graph, consumers: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> frozenset[str]:
     """Outputs of the layers `names` that another layer, or the model's user, reads."""
     inside, layers = set(names), graph.layers
     return frozenset(
@@ -163,7 +165,11 @@ def _rows_made(
         total, unit = graph.tensors[layer.output].shape[2], row_unit(layer)
         cut, done = [], 0
         for tile in range(tiles):
-            wanted = [needed_rows(c, n, *made[c.name][tile])[1] for c, n in readers[layer.name] if _any(made[c.name][tile])]
+            wanted = [
+                needed_rows(c, n, *made[c.name][tile])[1]
+                for c, n in readers[layer.name]
+                if _any(made[c.name][tile])
+            ]
             if not readers[layer.name]:
                 wanted = [-(-min(last, rows * (tile + 1)) * total // last)]
             if tile == tiles - 1 and layer.output in outside:

@@ -11,7 +11,14 @@ from npusim.lower.context import Feed, Lowering
 from npusim.lower.geometry import Band, TensorBox
 from npusim.lower.product import blocks_of, emit_product, heads_piece, weight_piece
 from npusim.lower.roles import roles_of
-from npusim.lower.slots import SlotSpec, Storage, constants_bytes, norm_statistics_bytes, operand_slots, weight_bytes
+from npusim.lower.slots import (
+    SlotSpec,
+    Storage,
+    constants_bytes,
+    norm_statistics_bytes,
+    operand_slots,
+    weight_bytes,
+)
 from npusim.lower.vector import emit_normalization, emit_rows, emit_statistics
 from npusim.ops import OPS
 from npusim.plan import SegmentPlan, Slots
@@ -36,7 +43,9 @@ def chain_slots(
         piece = storage.box_bytes(layer.output, (1, out[1], height, min(cols, out[3])))
         staged = 2 if layer.attributes.get("gated") else int(layer.output in storage.in_place)
         specs += [
-            SlotSpec("w", weight_bytes(outer, layer, min(cols, out[3])), blocks if kept else min(depth, blocks)),
+            SlotSpec(
+                "w", weight_bytes(outer, layer, min(cols, out[3])), blocks if kept else min(depth, blocks)
+            ),
             SlotSpec("pre", staged * piece, min(depth, flight * blocks)),
         ]
     else:
@@ -78,7 +87,9 @@ class _ChainFeed(Feed):
     ) -> tuple[Box, ...]:  # fmt: skip
         """Boxes of an operand: those of members from the tiles that hold them, all others as usual."""
         outside = [b for b in boxes if not self._inside(b)]
-        loaded = iter(super().fetch(slot, key, outside, role, purpose=purpose, tile=tile)) if outside else iter(())
+        loaded = (
+            iter(super().fetch(slot, key, outside, role, purpose=purpose, tile=tile)) if outside else iter(())
+        )
         found: list[Box] = []
         for box in boxes:
             found += self.feeds[box.tensor].held(box) if self._inside(box) else [next(loaded)]
@@ -129,7 +140,9 @@ class _ChainFeed(Feed):
 
     def _whole(self, band: Band) -> TensorBox:
         shape = self.low.graph.tensors[self.layer.output].shape
-        return TensorBox(self.layer.output, (band.b, 0, band.r0, 0), (1, shape[1], band.r1 - band.r0, shape[3]))
+        return TensorBox(
+            self.layer.output, (band.b, 0, band.r0, 0), (1, shape[1], band.r1 - band.r0, shape[3])
+        )
 
 
 def lower_chain(low: Lowering, segment: SegmentPlan, index: int) -> None:

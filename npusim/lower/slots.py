@@ -208,7 +208,11 @@ def operand_slots(
     storage: Storage, layer: Layer, bands_of: Mapping[int, Sequence[Band]], flight: int
 ) -> list[SlotSpec]:
     """Slots of the operands that are cut by rows: the streamed one, and those of the epilogue, for the bands that are read of each."""
-    numbers = [0, *(i for i, _ in piece_operands(layer)), *(e.operand for e in layer.epilogue if e.operand >= 0)]
+    numbers = [
+        0,
+        *(i for i, _ in piece_operands(layer)),
+        *(e.operand for e in layer.epilogue if e.operand >= 0),
+    ]
     return [
         SlotSpec(
             "x" if i == 0 else f"aux{i}", max(storage.operand_bytes(layer.operands[i], b) for b in bands_of[i]), flight

@@ -31,10 +31,7 @@ def emit_rows(feed: Feed, band: Band, number: int) -> None:
     low, layer = feed.low, feed.layer
     roles, tile = roles_of(low.graph, layer), feed.tile(number)
     reads = [(0, b) for b in _fetch_band(feed, 0, band, roles, tile)]
-    if layer.op == "gather":
-        params = [_table_rows(feed, band, reads, tile)]
-    else:
-        params = _parameters(feed)
+    params = [_table_rows(feed, band, reads, tile)] if layer.op == "gather" else _parameters(feed)
     for operand, _ in piece_operands(layer):
         reads += [(operand, b) for b in _fetch_band(feed, operand, band, roles, tile)]
     target = _target(low, layer, band)

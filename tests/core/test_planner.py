@@ -131,9 +131,9 @@ def test_a_pin_holds_for_its_segment_only(net: Callable[..., Net]) -> None:
     assert counts[names[0]] == 4
     assert (
         counts[names[1]]
-        == {
-            s.name: s.tile_count for s in profiled(graph, tiles="sram", segments="attention").plan.segments
-        }[names[1]]
+        == {s.name: s.tile_count for s in profiled(graph, tiles="sram", segments="attention").plan.segments}[
+            names[1]
+        ]
     )
 
 

@@ -323,7 +323,7 @@ def test_law_1_the_program_multiplies_what_the_graph_asks_for(found: api.Profile
 
 
 def test_every_output_element_is_written_once_and_every_layer_reads_all_it_needs(found: api.Profile) -> None:
-    """Union of the boxes that a layer's commands write is its output: in DRAM, if anyone outside its segment reads it, each element once."""
+    """Union of the boxes a layer writes is its output: in DRAM, if anyone outside its segment reads it, each element once."""
     program = found.program
     a, b = program.accesses, program.buffers
     homes = {t.name: t.home for t in found.plan.tensors}
@@ -334,10 +334,7 @@ def test_every_output_element_is_written_once_and_every_layer_reads_all_it_needs
         space = DRAM if homes[layer.output] == "dram" and _leaves_its_segment(found, layer) else SRAM
         boxes = set()
         for i in np.flatnonzero(
-            (b.tensor[a.buffer] == index)
-            & (b.space[a.buffer] == space)
-            & (a.mode != READ)
-            & (mine == number)
+            (b.tensor[a.buffer] == index) & (b.space[a.buffer] == space) & (a.mode != READ) & (mine == number)
         ):
             box = (tuple(a.offset[i]), tuple(a.shape[i]))
             if space == DRAM or box not in boxes:
