@@ -34,7 +34,7 @@ KEEP_AT_LEAST = 3
 MOST = 6
 
 #: Chains are tried one by one until this many commands have been simulated: small networks are searched further than large ones.
-DESCENT_COMMANDS = 60_000
+DESCENT_COMMANDS = 30_000
 
 Curve = Sequence[Mapping[str, Any]]
 

@@ -35,7 +35,7 @@ def propose_chains(problem: Problem, attention: Sequence[Segment], request: Requ
 
 
 #: How many other chains are tried where there is time for it.
-OTHERS = 24
+OTHERS = 8
 
 
 def other_chains(
