@@ -425,6 +425,9 @@ def _least_ps(problem: Problem, part: Sequence[str]) -> int | None:
 
 
 def _stands_alone(problem: Problem, part: Sequence[str]) -> bool:
-    """Whether a part of a run is a chain: GroupNorm's input must come from outside, and so must what attention reads whole."""
+    """Whether a part of a run is a chain: GroupNorm's input and what attention reads whole come from outside; attentions are whole."""
+    groups = {problem.by_name[n].group for n in part} - {""}
+    if any(x.group in groups and x.name not in part for x in problem.graph.layers):
+        return False
     layers = [problem.by_name[n] for n in part]
     return all(_joins(problem.graph, layers[:i], x) for i, x in enumerate(layers))

@@ -102,7 +102,7 @@ def chain_of(
         outside = read_outside(graph, graph.consumers(), names)
     total = graph.tensors[layers[-1].output].shape[2]
     tiles = -(-total // rows)
-    made = _rows_made(graph, layers, readers, outside, rows, tiles)
+    made = _rows_made(graph, layers, readers, rows, tiles)
     stages = _stages(layers, inside, depth)
     found = tuple(
         Member(
@@ -154,7 +154,6 @@ def _rows_made(
     graph: Graph,
     layers: Sequence[Layer],
     readers: Mapping[str, Sequence[tuple[Layer, int]]],
-    outside: Collection[str],
     rows: int,
     tiles: int,
 ) -> dict[str, tuple[Rows, ...]]:
@@ -172,8 +171,8 @@ def _rows_made(
             ]
             if not readers[layer.name]:
                 wanted = [-(-min(last, rows * (tile + 1)) * total // last)]
-            if tile == tiles - 1 and layer.output in outside:
-                wanted.append(total)
+            if tile == tiles - 1:
+                wanted.append(total)  # rows that nobody reads too: the network asks for them
             high = min(total, -(-max([done, *wanted]) // unit) * unit)
             cut.append((done, high))
             done = high
