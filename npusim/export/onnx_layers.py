@@ -171,8 +171,18 @@ class LayerNodes:
         return Value(self.numbers.constant(block.held, ROWS), block.held.shape)
 
     def joined(self, blocks: Sequence[Block]) -> Value:
-        """Parts of an operand side by side."""
-        return self.layouts.columns([self.value(b) for b in blocks])
+        """Parts of an operand side by side; rows of one part that the tiles before and now hold, one under the other."""
+        parts: list[list[Value]] = []
+        below: tuple[str, Shape4] | None = None  # what continues the part before: its tensor, and where
+        for block in blocks:
+            value = self.value(block)
+            if below == (block.tensor, block.offset) and parts[-1][-1].shape[3] == value.shape[3]:
+                parts[-1].append(value)
+            else:
+                parts.append([value])
+            b, h, r, c = block.offset
+            below = (block.tensor, (b, h, r + value.shape[2], c))
+        return self.layouts.columns([p[0] if len(p) == 1 else self.layouts.concat(p, 2) for p in parts])
 
     def parameters(self, layer: Layer, reads: Reads) -> tuple[str, str]:
         """Vectors of scale and shift of a norm, '' where it has none."""
