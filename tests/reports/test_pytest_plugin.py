@@ -130,7 +130,11 @@ def test_what_does_not_fit_fails_with_the_reason(suite: pytest.Pytester) -> None
     found.stdout.fnmatch_lines(["*npusim: *bytes of SRAM*"])
 
 
-def test_benchmarks_and_junit_files_carry_the_simulated_figures(suite: pytest.Pytester) -> None:
+def test_benchmarks_and_junit_files_carry_the_simulated_figures(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)  # pytest-benchmark does nothing in a worker
     write(suite)
     run(suite, "--npusim-update-baselines")
     suite.makepyfile(
