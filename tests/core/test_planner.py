@@ -415,11 +415,15 @@ def steps_that_hurt(
     [
         ("transformer", "serial"),
         pytest.param("unet", "serial", marks=pytest.mark.slow),
-        pytest.param("unet", "decoupled", marks=pytest.mark.slow),
+        ("transformer", "decoupled"),
         pytest.param(
-            "transformer", "decoupled",
-            marks=pytest.mark.xfail(
-                reason="the set of row chains is searched by descent: a few steps of the grid cost up to 3 % more (docs/decision-space.md)"
+            "unet", "decoupled",
+            marks=(
+                pytest.mark.slow,
+                pytest.mark.xfail(
+                    strict=False,
+                    reason="row chains are searched by descent: one step of the grid costs 1.2 % (docs/decision-space.md)",
+                ),
             ),
         ),
     ],
