@@ -239,6 +239,30 @@ def _pooled(writer: Rewriter, x: str, axes: list[int], pool: str) -> str:
     return writer.add(pool, (image,), (batch, channels, 1, 1))
 
 
+def _local_response(writer: Rewriter) -> bool:
+    """x / (bias + alpha * mean of x^2 over neighbouring channels) ^ beta; the mean is a pooling along the channels."""
+    x = writer.input(0)
+    shape, size = writer.shape(x), int(writer.attribute("size", 0))
+    if len(shape) < 3 or size < 1 or 0 in shape:
+        return False
+    batch, channels, pixels = shape[0], shape[1], prod(shape[2:])
+    square = writer.reshape(writer.binary("Mul", x, x), (batch, channels, pixels))
+    image = writer.reshape(writer.transpose(square, (0, 2, 1)), (batch, pixels, channels, 1))
+    mean = writer.add(
+        "AveragePool", (image,), (batch, pixels, channels, 1), kernel_shape=(size, 1), strides=(1, 1),
+        pads=((size - 1) // 2, 0, size // 2, 0), count_include_pad=1,
+    )  # fmt: skip
+    back = writer.transpose(writer.reshape(mean, (batch, pixels, channels)), (0, 2, 1))
+    alpha, beta, bias = (
+        float(writer.attribute(name, known))
+        for name, known in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
+    )
+    scaled = writer.binary("Mul", writer.reshape(back, shape), writer.constant(alpha))
+    base = writer.binary("Add", scaled, writer.constant(bias))
+    writer.binary("Div", x, writer.binary("Pow", base, writer.constant(beta)), writer.output(0))
+    return True
+
+
 def _log_softmax(writer: Rewriter) -> bool:
     shares = writer.unary("Softmax", writer.input(0), **dict(writer.node.attributes))
     writer.unary("Log", shares, writer.output(0))
@@ -265,6 +289,7 @@ STANDARD: Mapping[str, Rule] = {
     "MaxPool": _pool_1d,
     "Tile": _tile,
     "Where": _where_constant,
+    "LRN": _local_response,
     "LogSoftmax": _log_softmax,
     "Mish": _mish,
     "ReduceMean": _reduction("mean"),

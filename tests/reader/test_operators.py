@@ -302,6 +302,13 @@ def _quantized_weights(m: Model) -> Any:
     return one, m("Conv", x, m("DequantizeLinear", codes(), scales, zeros, axis=0))
 
 
+@case(0)
+def _local_response_normalization(m: Model) -> Any:
+    x = m.input("x", 2, 7, 5, 3)
+    odd = m("LRN", x, size=3, alpha=0.5, beta=0.6, bias=1.5)
+    return m("LRN", odd, size=5)
+
+
 def model_of(name: str) -> tuple[onnx.ModelProto, int]:
     """The model of a case and the multiply-accumulates that it must have."""
     function, macs, opset = CASES[name]
