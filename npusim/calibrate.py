@@ -21,7 +21,8 @@ from npusim.execute.untiled import execute_untiled
 from npusim.graph import Graph
 from npusim.ops import index_tensors
 from npusim.plan import Plan
-from npusim.quantize import LIMITS, scale_for
+from npusim.quantize import CHUNK_ELEMENTS, LIMITS, scale_for
+from npusim.scales import read_npz
 from npusim.weights import Weights
 
 Array = npt.NDArray[Any]
@@ -33,7 +34,6 @@ BINS = 2048
 TIMESTEPS = (999, 759, 499, 259)
 #: Share of values that `percentile` keeps inside the range (our assumption, as usual in toolchains).
 PERCENTILE = 99.99
-SCALES_SCHEMA = 1
 
 
 @dataclass(slots=True)
@@ -56,7 +56,12 @@ class Histogram:
             return
         self._grow(largest)
         self.largest = max(self.largest, largest)
-        self.counts += np.histogram(sizes[sizes > 0], bins=BINS, range=(0.0, self.top))[0]
+        scale = np.float32(BINS / self.top)
+        for start in range(0, sizes.size, CHUNK_ELEMENTS):
+            part = sizes[start : start + CHUNK_ELEMENTS]
+            bins = np.minimum((part * scale).astype(np.int32), BINS - 1)
+            self.counts += np.bincount(bins, minlength=BINS)
+            self.counts[0] -= part.size - np.count_nonzero(part)
 
     def _grow(self, largest: float) -> None:
         if self.top == 0.0:
@@ -197,7 +202,7 @@ def read_inputs(path: Path, graph: Graph) -> list[dict[str, Array]]:
     Raises:
         BadInputError: unreadable, an input missing, or ill-shaped.
     """
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     sets: list[dict[str, Array]] = []
     for window in graph.inputs:
         if window.name not in arrays:
@@ -219,56 +224,3 @@ def read_inputs(path: Path, graph: Graph) -> list[dict[str, Array]]:
         for target, one in zip(sets, chosen, strict=True):
             target[window.name] = one
     return sets
-
-
-def _read_npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise BadInputError(
-            f"{path}: is no readable .npz file ({error}); write it with numpy.savez"
-        ) from error
-
-
-# ---- scales.npz ----------------------------------------------------------------------------------------------------
-
-
-def save_scales(path: Path, scales: Mapping[str, float], plan: Plan, *, method: str, source: str) -> None:
-    """Write scales with what they were measured for, deterministically."""
-    names = sorted(scales)
-    arrays: dict[str, Array] = {
-        "schema_version": np.asarray(SCALES_SCHEMA), "program_sha256": np.asarray(plan.program_sha256),
-        "method": np.asarray(method), "source": np.asarray(source),
-        "names": np.asarray(names, dtype=np.str_), "scales": np.asarray([scales[n] for n in names], dtype=np.float64),
-    }  # fmt: skip
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-
-
-def load_scales(path: Path, plan: Plan) -> dict[str, float]:
-    """Read scales and check that they belong to this plan.
-
-    Raises:
-        BadInputError: unreadable, of another plan or schema, or a scale is not finite and positive.
-    """
-    arrays = _read_npz(path)
-    missing = {"schema_version", "program_sha256", "names", "scales"} - set(arrays)
-    if missing:
-        raise BadInputError(f"{path}: holds no '{sorted(missing)[0]}'; run 'npusim quantize' again")
-    if arrays["schema_version"].ravel().tolist() != [SCALES_SCHEMA]:
-        raise BadInputError(
-            f"{path}: has schema version {arrays['schema_version']}; this npusim reads {SCALES_SCHEMA}; quantize again"
-        )
-    if str(arrays["program_sha256"]) != plan.program_sha256:
-        raise BadInputError(f"{path}: belongs to another plan; run 'npusim quantize' on this run directory")
-    names, values = arrays["names"].ravel().tolist(), arrays["scales"].ravel().tolist()
-    if len(names) != len(values):
-        raise BadInputError(
-            f"{path}: has {len(names)} names and {len(values)} scales; run 'npusim quantize' again"
-        )
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, float) or not np.isfinite(value) or value <= 0:
-            raise BadInputError(
-                f"{path}: the scale of '{name}' is {value}; positive finite numbers are allowed; quantize again"
-            )
-    return dict(zip(names, values, strict=True))

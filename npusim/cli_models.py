@@ -66,8 +66,8 @@ def compare(
     """Every network on one NPU, without and with tiling: a table, and a page with latency against parameters."""
     from rich.console import Console
 
+    from npusim.files import write_aside
     from npusim.reports.zoo import write_zoo_page
-    from npusim.run_directory import write_aside
     from npusim.zoo_compare import compare_zoo, print_zoo, systems_rows
 
     chosen = tuple(filter(None, (n.strip() for n in names.split(","))))

@@ -33,8 +33,9 @@ def compare(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """What got slower or heavier from run A to run B, on screen and as a page."""
+    from npusim.files import write_aside
     from npusim.reports.compare import changes, write_compare
-    from npusim.run_directory import dump_json, load_summary, write_aside
+    from npusim.run_directory import dump_json, load_summary
 
     found = sorted(changes(load_summary(a), load_summary(b)), key=lambda c: -abs(c.share))
     write_aside(out, lambda path: write_compare(a, b, path))
@@ -159,7 +160,7 @@ def execute(
         record(run, result)
         typer.echo(f"wrote {run / VERIFIED} and {run / REPORT}")
     if out is not None:
-        from npusim.run_directory import write_aside
+        from npusim.files import write_aside
 
         write_aside(out, lambda path: _save(path, result.outputs))
         typer.echo(f"wrote {out}")

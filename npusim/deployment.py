@@ -13,10 +13,8 @@ import numpy.typing as npt
 from npusim.calibrate import (
     Method,
     choose_scales,
-    load_scales,
     measure_ranges,
     read_inputs,
-    save_scales,
     seeded_inputs,
 )
 from npusim.errors import BadInputError, MissingExtraError, PlanError
@@ -24,12 +22,14 @@ from npusim.execute.compare import LayerLoss, compare_layers
 from npusim.execute.formats import Numbers, numbers_for
 from npusim.execute.measure import Closeness, closeness
 from npusim.execute.run import Order, execute
+from npusim.files import write_aside
 from npusim.graph import Graph
 from npusim.lower import lower
 from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
 from npusim.plan import Plan, load_plan
 from npusim.program import Program
+from npusim.scales import load_scales, save_scales
 from npusim.weights import Weights, open_weights
 
 Array = npt.NDArray[Any]
@@ -149,7 +149,7 @@ def quantize_directory(
     directory: Path, model: Path, *, calibration: Path | None = None, method: Method = "auto", seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
 ) -> Deployment:  # fmt: skip
-    """Measure ranges on real weights and write `scales.npz` beside the plan.
+    """Measure ranges on real weights, write `scales.npz` beside the plan, and its hash into the plan.
 
     Raises:
         BadInputError: see `open_deployment`; the plan has no integer layer; the calibration inputs are bad.
@@ -163,8 +163,9 @@ def quantize_directory(
     result = calibrate(deployment, inputs=batches, method=method, seed=seed)
     source = calibration.name if calibration is not None else f"seed {seed}"
     assert result.scales is not None
-    save_scales(directory / SCALES_FILE, result.scales, result.plan, method=method, source=source)
-    return result
+    plan = save_scales(directory / SCALES_FILE, result.scales, result.plan, method=method, source=source)
+    write_aside(directory / PLAN_FILE, lambda aside: aside.write_text(plan.to_json(), "utf-8"))
+    return replace(result, plan=plan)
 
 
 def run_directory(

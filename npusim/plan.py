@@ -118,6 +118,7 @@ class Plan(_Model):
 
     `unjoined` names segments that could have been joined if any tiling of theirs fitted the SRAM; their layers stream one by one.
     `program_sha256` is the hash of the Program that this plan lowers to; it is checked when a plan is loaded with its model.
+    `scales_sha256` is the hash of `scales.npz`, empty until the plan is quantized.
     """
 
     schema_version: int = PLAN_SCHEMA
@@ -130,6 +131,7 @@ class Plan(_Model):
     segments: tuple[SegmentPlan, ...]
     unjoined: tuple[str, ...] = ()
     program_sha256: str = ""
+    scales_sha256: str = ""
 
     def to_json(self) -> str:
         """Deterministic JSON text."""

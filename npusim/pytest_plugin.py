@@ -109,7 +109,8 @@ class AssertDmaCost:
     ) -> None:
         __tracebackhide__ = True
         from npusim.check import check_baseline, saving
-        from npusim.run_directory import dump_json, load_summary, write_aside
+        from npusim.files import write_aside
+        from npusim.run_directory import dump_json, load_summary
 
         if self._request.config.getoption(UPDATE):
             write_aside(path, lambda aside: _write(aside, dump_json(current)))

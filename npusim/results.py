@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from npusim.cost import Work
+from npusim.files import write_aside
 from npusim.graph import Graph
 from npusim.plan import Plan
 from npusim.program import Program
 from npusim.reports import compare, layers, page
 from npusim.reports.layers import LayerRow
 from npusim.reports.markup import table
-from npusim.run_directory import write_aside, write_run
+from npusim.run_directory import write_run
 from npusim.trace import Trace
 from npusim.units import MIB, format_bytes
 

@@ -10,9 +10,10 @@ from typing import Any
 from npusim.cost import Work
 from npusim.deployment import Deployment, RunResult
 from npusim.execute.measure import Closeness
+from npusim.files import write_aside
 from npusim.reports.page import write_report
 from npusim.results import Profile
-from npusim.run_directory import REPORT, VERIFIED, dump_json, load_summary, write_aside
+from npusim.run_directory import REPORT, VERIFIED, dump_json, load_summary
 from npusim.simulate import simulate
 
 SCHEMA = 1

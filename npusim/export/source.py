@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import npusim
-from npusim.calibrate import load_scales
 from npusim.cost import Work
 from npusim.deployment import PLAN_FILE, SCALES_FILE, match_plan
 from npusim.errors import BadInputError
@@ -21,6 +20,7 @@ from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
 from npusim.plan import Plan
 from npusim.program import Program
+from npusim.scales import load_scales
 from npusim.simulate import simulate
 from npusim.trace import Trace
 from npusim.weights import Weights, open_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 from npusim.api import load_graph, profile
 from npusim.calibrate import (
     Histogram,
-    load_scales,
     measure_ranges,
     read_inputs,
-    save_scales,
     seeded_inputs,
 )
 from npusim.deployment import open_deployment, quantize_directory, run_directory
 from npusim.errors import BadInputError, ModelError, PlanError
 from npusim.execute.run import execute
+from npusim.plan import load_plan
+from npusim.scales import load_scales, save_scales
 from npusim.scheduler.problem import Infeasible
 from npusim.weights import open_weights
 
@@ -141,11 +142,11 @@ def test_scales_that_are_not_positive_and_finite_are_refused(tmp_path: Path, bad
     deployment = quantize_directory(run, model)
     assert deployment.scales is not None
     first = sorted(deployment.scales)[0]
-    save_scales(
+    plan = save_scales(
         run / "scales.npz", {**deployment.scales, first: bad}, deployment.plan, method="auto", source="test"
     )
     with pytest.raises(BadInputError, match="positive finite numbers are allowed"):
-        load_scales(run / "scales.npz", deployment.plan)
+        load_scales(run / "scales.npz", plan)
 
 
 def test_scales_of_another_plan_are_refused(tmp_path: Path) -> None:
@@ -156,12 +157,23 @@ def test_scales_of_another_plan_are_refused(tmp_path: Path) -> None:
         load_scales(run / "scales.npz", other)
 
 
-def test_scales_are_written_the_same_twice(tmp_path: Path) -> None:
+def test_scales_and_the_plan_that_names_them_are_written_the_same_twice(tmp_path: Path) -> None:
     run, model = run_folder(tmp_path)
     quantize_directory(run, model)
-    first = (run / "scales.npz").read_bytes()
+    first = [(run / name).read_bytes() for name in ("scales.npz", "plan.json")]
     quantize_directory(run, model)
-    assert (run / "scales.npz").read_bytes() == first
+    assert [(run / name).read_bytes() for name in ("scales.npz", "plan.json")] == first
+    assert load_plan(run / "plan.json").scales_sha256 == hashlib.sha256(first[0]).hexdigest()
+
+
+def test_scales_of_the_same_program_that_the_plan_does_not_name_are_refused(tmp_path: Path) -> None:
+    """Measured again with another method, or copied from another run of the same model: not what was verified."""
+    run, model = run_folder(tmp_path)
+    deployment = quantize_directory(run, model)
+    assert deployment.scales is not None
+    save_scales(run / "scales.npz", deployment.scales, deployment.plan, method="auto", source="elsewhere")
+    with pytest.raises(BadInputError, match="is not the file that the plan names"):
+        run_directory(run, model)
 
 
 def test_missing_inputs_are_named(cases: Cases) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from npusim import api
-from npusim.calibrate import choose_scales, measure_ranges, save_scales, seeded_inputs
+from npusim.calibrate import choose_scales, measure_ranges, seeded_inputs
 from npusim.deployment import PLAN_FILE, SCALES_FILE, run_onnxruntime
 from npusim.export.source import ExportSource, open_source
 from npusim.hardware import load_npu, with_values
+from npusim.scales import save_scales
 from npusim.weights import open_weights
 
 READERS = Path(sys.prefix) / "readers"
@@ -81,7 +82,8 @@ def _make(folder: Path, net: Any, name: str, precision: str, tiles: str, sram_by
     (folder / "run" / PLAN_FILE).write_text(found.plan.to_json())
     if precision.startswith("w"):
         scales = choose_scales(graph, found.plan, measure_ranges(graph, open_weights(model, graph), [inputs]))
-        save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
+        plan = save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
+        (folder / "run" / PLAN_FILE).write_text(plan.to_json())
     source = open_source(folder / "run", str(model))
     return Case(source=source, model=model, inputs=inputs, reference=run_onnxruntime(model, inputs))
 

@@ -241,10 +241,10 @@ def test_a_bias_that_would_overflow_widens_its_weight_scale_and_the_user_is_told
 ) -> None:
     """Inputs of 1e-6 make an accumulator step so small that a bias of 1000 needs more than 30 bits."""
     from npusim import api
-    from npusim.calibrate import save_scales
     from npusim.deployment import PLAN_FILE, SCALES_FILE
     from npusim.execute.stages import stage_keys
     from npusim.export.source import open_source
+    from npusim.scales import save_scales
 
     builder = net()
     x = builder.input("x", 1, 4, 6, 6)
@@ -257,7 +257,8 @@ def test_a_bias_that_would_overflow_widens_its_weight_scale_and_the_user_is_told
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / PLAN_FILE).write_text(found.plan.to_json())
     scales = {"x": 1e-6 / 32767, **{k: 1001 / 32767 for x in found.graph.layers for k in stage_keys(x)}}
-    save_scales(tmp_path / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
+    plan = save_scales(tmp_path / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
+    (tmp_path / "run" / PLAN_FILE).write_text(plan.to_json())
     source = open_source(tmp_path / "run", str(tmp_path / "m.onnx"))
     _, notes = export(source, "onnx-qdq", tmp_path / "q.onnx")
     assert "5 output channels of 1 weights have wider scales" in notes[0]
