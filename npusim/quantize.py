@@ -67,6 +67,8 @@ def encode(values: Array, form: Format) -> Array:
         values: [b, h, r, c] floating point; with several scales, r or c matches them.
     """
     if form.scale is None:
+        if form.dtype == "fp32" and values.dtype == np.float32:
+            return np.ascontiguousarray(values)
         if form.dtype.startswith("fp"):
             with np.errstate(over="ignore"):
                 return np.ascontiguousarray(values, dtype=form.numpy)
@@ -85,7 +87,7 @@ def encode(values: Array, form: Format) -> Array:
 def decode(stored: Array, form: Format, rows: slice | None = None) -> Floats:
     """Stored elements as FP32 values; `rows` says which rows of a tensor with one scale per row these are."""
     if form.scale is None:
-        return np.ascontiguousarray(stored, dtype=np.float32)
+        return np.asarray(stored, dtype=np.float32)
     scale = form.scale
     if isinstance(scale, np.ndarray) and rows is not None and len(scale) > 1:
         scale = scale[rows]
@@ -160,6 +162,8 @@ def require_exact(depth: int, left: Array, right: Array, where: str) -> None:
     Raises:
         AccumulatorOverflowError: the bound is broken.
     """
+    if depth * _most(left) * _most(right) < 2**EXACT_BITS:
+        return
     bound = depth * _largest(left) * _largest(right)
     if bound >= 2**EXACT_BITS:
         raise AccumulatorOverflowError(
@@ -181,6 +185,15 @@ def check_accumulator(accumulator: Doubles, bits: int, where: str) -> None:
             f"{where}: a sum of {largest} needs {largest.bit_length() + 1} bits, the accumulator has {bits}; "
             "use a narrower precision for this layer or an NPU with wider accumulators"
         )
+
+
+def _most(values: Array) -> int:
+    """Largest magnitude that the type of an array can hold, or the array's own where it is no narrow integer."""
+    return (
+        1 << 8 * values.itemsize - 1
+        if values.dtype.kind == "i" and values.itemsize <= 2
+        else _largest(values)
+    )
 
 
 def _largest(values: Array) -> int:

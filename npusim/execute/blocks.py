@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Hashable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,21 +19,40 @@ ALIGNMENT_BYTES = 64
 
 
 class Block(NamedTuple):
-    """A box of a tensor with its stored values: data is [batch, heads, rows, cols]."""
+    """A box of a tensor with its stored values.
+
+    Attributes:
+        data: [batch, heads, rows, cols].
+        origin: where the values come from; blocks of equal origins hold equal values. None if unknown.
+    """
 
     tensor: str
     offset: Shape4
     data: Array
+    origin: Hashable = None
 
 
 def aligned_empty(shape: Sequence[int], dtype: Any) -> Array:
     """An uninitialised contiguous array that starts at a multiple of `ALIGNMENT_BYTES`."""
     kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    size = prod(shape) * kind.itemsize
     raw = np.empty(size + ALIGNMENT_BYTES, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     result: Array = raw[start : start + size].view(kind).reshape(shape)
     return result
+
+
+_scratch = threading.local()
+
+
+def scratch(shape: Sequence[int], dtype: Any, purpose: str) -> Array:
+    """Like `aligned_empty`, but the same memory for the same purpose in the same thread each time: gone with the next call."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    held: Array | None = getattr(_scratch, purpose, None)
+    if held is None or held.size < size:
+        held = aligned_empty((size,), np.uint8)
+        setattr(_scratch, purpose, held)
+    return np.ndarray(tuple(shape), dtype, held)
 
 
 def aligned_copy(values: Array, dtype: Any = None) -> Array:

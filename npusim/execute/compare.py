@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from npusim.execute.formats import Numbers
 from npusim.execute.measure import Closeness, closeness
 from npusim.execute.stages import float_formats
 from npusim.execute.untiled import Untiled
+from npusim.execute.workers import workers
 from npusim.graph import Graph
 
 
@@ -37,9 +38,15 @@ def compare_layers(
 
     Whole layers are run (untiled): for integers the tiled result is the same.
     """
-    reference = Untiled(graph, Numbers(float_formats(graph), numbers.weights), inputs)
-    quantized = Untiled(graph, numbers, inputs, accumulator_bits)
-    found: list[LayerLoss] = []
+    with workers() as pool:
+        exact = Numbers(float_formats(graph), numbers.weights)
+        reference = Untiled(graph, exact, inputs, pool=pool)
+        quantized = Untiled(graph, numbers, inputs, accumulator_bits, pool=pool)
+        return [*_losses(graph, reference, quantized)]
+
+
+def _losses(graph: Graph, reference: Untiled, quantized: Untiled) -> Iterator[LayerLoss]:
+    """Both runs stepped side by side."""
     levels: dict[str, float] = {}
     for layer in graph.layers:
         reference.layer(layer)
@@ -47,12 +54,8 @@ def compare_layers(
         close = closeness(quantized.decoded(layer.output), reference.decoded(layer.output))
         before = min((levels[t] for t in layer.reads() if t in levels), default=np.inf)
         levels[layer.output] = close.sqnr_db
-        found.append(
-            LayerLoss(
-                name=layer.name, op=layer.op, closeness=close, own_noise_db=min(before, 120.0) - close.sqnr_db
-            )
-        )
-    return found
+        own = min(before, 120.0) - close.sqnr_db
+        yield LayerLoss(name=layer.name, op=layer.op, closeness=close, own_noise_db=own)
 
 
 def worst_layer(losses: list[LayerLoss]) -> LayerLoss | None:

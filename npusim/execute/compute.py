@@ -5,7 +5,7 @@ The same code runs one piece of a Program and, for calibration and comparison, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from npusim.execute.vector_layers import (
     image_rows,
     scale_of,
 )
+from npusim.execute.workers import ELEMENT_OPERATIONS, INLINE, Workers
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
 from npusim.quantize import (
@@ -37,6 +38,9 @@ from npusim.quantize import (
     require_exact,
 )
 
+#: Weights kept in the form that products need.
+PREPARED_MAX = 4
+
 
 class Compute:
     """Runs commands of layers on stored values.
@@ -46,8 +50,12 @@ class Compute:
         accumulator_bits: width of a tensor engine's accumulator.
     """
 
-    def __init__(self, graph: Graph, formats: Formats, accumulator_bits: int = 64) -> None:
+    def __init__(
+        self, graph: Graph, formats: Formats, accumulator_bits: int = 64, workers: Workers = INLINE
+    ) -> None:
         self.graph, self.formats, self.accumulator_bits = graph, formats, accumulator_bits
+        self.workers = workers
+        self._prepared: dict[Hashable, Array] = {}
 
     # ---- tensor engine -----------------------------------------------------------------------------------------
 
@@ -87,28 +95,19 @@ class Compute:
             return encode(_scaled(result, factor), form)
         left = self.integers(x, x_form)
         require_exact(weight.data.shape[3], left, weight.data, layer.name)
-        result = self._map(
-            layer, x, aligned_copy(left, np.float64), aligned_copy(weight.data, np.float64), out
-        )
+        result = self._map(layer, x, left, self._wide(weight), out)
+        scales = scale_of(x_form) * _rows(w_form, weight)
         if bias is not None:
-            result += _bias_in(bias, self.formats[bias.tensor], scale_of(x_form) * _rows(w_form, weight))
-        check_accumulator(result, self.accumulator_bits, layer.name)
-        return requantize(
-            result, scale_of(x_form) * _rows(w_form, weight) * factor / scale_of(form), form.dtype
-        )
+            result += _bias_in(bias, self.formats[bias.tensor], scales)
+        return self._narrowed(result, scales * factor / scale_of(form), form, layer)
 
     def _map(self, layer: Layer, x: Sequence[Block], values: Array, weight: Array, out: TensorBox) -> Array:
         if layer.op == "linear":
-            return linear(values, weight)
+            return linear(values, weight, self.workers)
         geometry = spatial_of(layer.attributes)
-        return conv(
-            values,
-            x[0].offset[2],
-            weight,
-            geometry,
-            int(layer.attributes["groups"]),
-            image_rows(out, geometry.out_hw[1]),
-        )
+        rows = image_rows(out, geometry.out_hw[1])
+        groups = int(layer.attributes["groups"])
+        return conv(values, x[0].offset[2], weight, geometry, groups, rows, self.workers)
 
     def _attention(
         self, layer: Layer, reads: Reads, out: TensorBox, heads: int, form: Format, factor: float
@@ -116,15 +115,39 @@ class Compute:
         outputs = layer.attributes["y_rows"] == "outputs"
         x_form, y_form = self.operand_format(layer, X), self.operand_format(layer, Y)
         if not (x_form.is_integer and y_form.is_integer and form.is_integer):
-            result = matmul(self.value(reads[X]), self.value(reads[Y]), heads, y_rows_are_outputs=outputs)
+            values = self.value(reads[X]), self.value(reads[Y])
+            result = matmul(*values, heads, y_rows_are_outputs=outputs, workers=self.workers)
             return encode(_scaled(merge_heads(result, out.shape), factor), form)
         left, right = self.integers(reads[X], x_form), self.integers(reads[Y], y_form)
         require_exact(left.shape[1] * left.shape[3] // heads, left, right, layer.name)
-        wide = (aligned_copy(left, np.float64), aligned_copy(right, np.float64))
-        result = matmul(*wide, heads, y_rows_are_outputs=outputs)
-        check_accumulator(result, self.accumulator_bits, layer.name)
-        merged = merge_heads(result, out.shape)
-        return requantize(merged, scale_of(x_form) * scale_of(y_form) * factor / scale_of(form), form.dtype)
+        wide = aligned_copy(left, np.float64), aligned_copy(right, np.float64)
+        result = matmul(*wide, heads, y_rows_are_outputs=outputs, workers=self.workers)
+        scale = scale_of(x_form) * scale_of(y_form) * factor / scale_of(form)
+        return self._narrowed(merge_heads(result, out.shape), scale, form, layer)
+
+    def _wide(self, weight: Block) -> Array:
+        """A weight in FP64; what was made of recent blocks is kept, since several pieces in a row use the same."""
+        if weight.origin is None:
+            return aligned_copy(weight.data, np.float64)
+        found = self._prepared.pop(weight.origin, None)
+        if found is None:
+            found = aligned_copy(weight.data, np.float64)
+            if len(self._prepared) >= PREPARED_MAX:
+                del self._prepared[next(iter(self._prepared))]
+        self._prepared[weight.origin] = found
+        return found
+
+    def _narrowed(self, sums: Array, factor: float | Doubles, form: Format, layer: Layer) -> Array:
+        """Accumulators as stored integers; a sum that does not fit the hardware's is an error."""
+        result = np.empty(sums.shape, dtype=form.numpy)
+        flat, target = sums.reshape(-1, sums.shape[3]), result.reshape(-1, sums.shape[3])
+
+        def part(at: slice) -> None:
+            check_accumulator(flat[at], self.accumulator_bits, layer.name)
+            target[at] = requantize(flat[at], factor, form.dtype)
+
+        self.workers.share(len(flat), ELEMENT_OPERATIONS * sums.size, part)
+        return result
 
     # ---- vector engine -----------------------------------------------------------------------------------------
 

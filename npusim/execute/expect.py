@@ -52,19 +52,14 @@ def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
     if not len(table.command):  # a model whose outputs are constants or views
         return {}
     reads = table.mode == READ
-    count = len(program.buffers.tensor)
-    writes = np.bincount(table.buffer[~reads], minlength=count)
-    sole = np.full(count, -1, dtype=np.int64)
-    sole[table.buffer[~reads]] = np.flatnonzero(~reads)
-    whole = (table.shape[sole] == program.buffers.shape).all(axis=1) & (writes == 1)
-    plain = np.flatnonzero(reads & whole[table.buffer])
-    found: dict[int, tuple[int, ...]] = {
-        access: (writer,) if writer < access else ()
-        for access, writer in zip(plain.tolist(), sole[table.buffer[plain]].tolist(), strict=True)
-    }
+    written = np.zeros(len(program.buffers.tensor), dtype=np.bool_)
+    written[table.buffer[~reads]] = True
+    cut = np.zeros(len(written), dtype=np.bool_)
+    cut[table.buffer[~_whole(program)]] = True
+    found = _last_writers(table.buffer, reads, (written & ~cut)[table.buffer])
     histories: dict[int, _History] = {}
     lows, highs = table.offset, table.offset + table.shape
-    for access in np.flatnonzero(((writes > 0) & ~whole)[table.buffer]).tolist():
+    for access in np.flatnonzero((written & cut)[table.buffer]).tolist():
         history = histories.setdefault(int(table.buffer[access]), _History())
         if reads[access]:
             positions = history.visible(lows[access], highs[access])
@@ -72,3 +67,29 @@ def expected_writers(program: Program) -> dict[int, tuple[int, ...]]:
         else:
             history.write(access, lows[access], highs[access])
     return found
+
+
+def _whole(program: Program) -> npt.NDArray[np.bool_]:
+    """Whether each access touches all that its buffer holds."""
+    table, buffers = program.accesses, program.buffers
+    same = (table.shape == buffers.shape[table.buffer]) & (table.offset == buffers.offset[table.buffer])
+    found: npt.NDArray[np.bool_] = same.all(axis=1)
+    return found
+
+
+def _last_writers(
+    buffer: Ints, reads: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_]
+) -> dict[int, tuple[int, ...]]:
+    """Expected writers in buffers that are only touched as a whole: the last one before each read."""
+    accesses = np.flatnonzero(chosen)
+    accesses = accesses[np.argsort(buffer[accesses], kind="stable")]
+    places = np.arange(len(accesses))
+    last = np.maximum.accumulate(np.where(reads[accesses], -1, places)) if len(accesses) else places
+    known = (last >= 0) & (buffer[accesses[last]] == buffer[accesses])
+    return {
+        access: (writer,) if one else ()
+        for access, writer, one, read in zip(
+            accesses.tolist(), accesses[last].tolist(), known.tolist(), reads[accesses].tolist(), strict=True
+        )
+        if read
+    }

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npusim.execute.blocks import Array, aligned_copy, aligned_empty, split_heads
+from npusim.execute.blocks import Array, aligned_copy, aligned_empty, scratch, split_heads
+from npusim.execute.workers import INLINE, MAC_OPERATIONS, Workers
 
 #: Elements of one patch matrix; convolutions of larger bands go through it in several strips.
-PATCH_ELEMENTS_MAX = 1 << 24
+PATCH_ELEMENTS_MAX = 1 << 22
 
 
 class Spatial(NamedTuple):
@@ -23,6 +24,11 @@ class Spatial(NamedTuple):
     dilation: tuple[int, int]
     pads: tuple[int, int, int, int]
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output pixel is made of the input pixel at its place."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.pads == (0, 0, 0, 0)
+
 
 def spatial_of(attributes: Mapping[str, Any]) -> Spatial:
     """The geometry in a layer's attributes."""
@@ -32,29 +38,53 @@ def spatial_of(attributes: Mapping[str, Any]) -> Spatial:
     )  # fmt: skip
 
 
-def linear(x: Array, weight: Array) -> Array:
-    """x [b, h, r, k] times weight [1, 1, n, k], transposed: [b, h, r, n]."""
+def linear(x: Array, weight: Array, workers: Workers = INLINE) -> Array:
+    """x [b, h, r, k] times weight [1, 1, n, k], transposed: [b, h, r, n], in the weight's type."""
     batch, heads, rows, depth = x.shape
-    product = _matmul(x.reshape(batch * heads * rows, depth), weight[0, 0].T)
-    return product.reshape(batch, heads, rows, weight.shape[2])
+    outputs = weight.shape[2]
+    result = aligned_empty((batch * heads * rows, outputs), weight.dtype)
+    left, right = x.reshape(batch * heads * rows, depth), weight[0, 0].T
+
+    def part(at: slice) -> None:
+        np.matmul(np.asarray(left[at], dtype=weight.dtype), right, out=result[at])
+
+    workers.share(len(left), MAC_OPERATIONS * result.size * depth, part)
+    return result.reshape(batch, heads, rows, outputs)
 
 
-def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool) -> Array:
+def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool, workers: Workers = INLINE) -> Array:
     """Attention products, one per head: [b, heads, rows, outputs].
 
     Args:
         x: [b, heads, r, k] or [b, 1, r, heads x k].
         y: keys [.., outputs, k] if `y_rows_are_outputs`, else values [.., k, outputs], heads stored in either way.
     """
-    left, right = aligned_copy(split_heads(x, heads)), split_heads(y, heads)
-    right = aligned_copy(right).transpose(0, 1, 3, 2) if y_rows_are_outputs else aligned_copy(right)
-    return np.asarray(np.matmul(left, right))
+    left, right = split_heads(x, heads), split_heads(y, heads)
+    right = right.transpose(0, 1, 3, 2) if y_rows_are_outputs else right
+    batch, _, rows, depth = left.shape
+    result = aligned_empty((batch, heads, rows, right.shape[3]), x.dtype)
+
+    def part(at: slice) -> None:
+        np.matmul(left[:, at], right[:, at], out=result[:, at])
+
+    def rows_of_one(at: slice) -> None:
+        np.matmul(left[:, :, at], right, out=result[:, :, at])
+
+    operations = MAC_OPERATIONS * result.size * depth
+    workers.share(*((heads, operations, part) if heads > 1 else (rows, operations, rows_of_one)))
+    return result
 
 
 def conv(
-    x: Array, first_row: int, weight: Array, geometry: Spatial, groups: int, out_rows: tuple[int, int]
+    x: Array,
+    first_row: int,
+    weight: Array,
+    geometry: Spatial,
+    groups: int,
+    out_rows: tuple[int, int],
+    workers: Workers = INLINE,
 ) -> Array:
-    """A band of a convolution, channels last.
+    """A band of a convolution, channels last, in the weight's type.
 
     Args:
         x: [b, 1, rows, c]: whole image rows from storage row `first_row` on.
@@ -64,26 +94,37 @@ def conv(
     Returns:
         [b, 1, (out rows) * out_w, n].
     """
+    if geometry.is_pointwise and groups == 1:
+        start = out_rows[0] * geometry.out_hw[1] - first_row
+        stop = out_rows[1] * geometry.out_hw[1] - first_row
+        return linear(x[:, :, start:stop], weight, workers)
     out_w = geometry.out_hw[1]
-    outputs = weight.shape[2]
-    result = aligned_empty((x.shape[0], 1, (out_rows[1] - out_rows[0]) * out_w, outputs), x.dtype)
+    outputs, depth = weight.shape[2:]
+    rows = out_rows[1] - out_rows[0]
+    result = aligned_empty((x.shape[0], 1, rows * out_w, outputs), weight.dtype)
     patch_row = max(1, out_w * geometry.kernel[0] * geometry.kernel[1] * x.shape[3])
-    strip = max(1, PATCH_ELEMENTS_MAX // patch_row)
+
     for image in range(x.shape[0]):
-        for row in range(out_rows[0], out_rows[1], strip):
-            stop = min(row + strip, out_rows[1])
-            patches = windows(x[image, 0], first_row, geometry, (row, stop), 0)
-            at = slice((row - out_rows[0]) * out_w, (stop - out_rows[0]) * out_w)
-            result[image, 0, at] = _grouped(patches, weight[0, 0], groups)
+
+        def part(at: slice, image: int = image) -> None:
+            band = (out_rows[0] + at.start, out_rows[0] + at.stop)
+            patches = windows(x[image, 0], first_row, geometry, band, 0, weight.dtype)
+            _grouped(patches, weight[0, 0], groups, result[image, 0, at.start * out_w : at.stop * out_w])
+
+        operations = MAC_OPERATIONS * rows * out_w * outputs * depth
+        workers.share(rows, operations, part, least_parts=-(-rows * patch_row // PATCH_ELEMENTS_MAX))
     return result
 
 
-def windows(x: Array, first_row: int, geometry: Spatial, out_rows: tuple[int, int], fill: float) -> Array:
-    """Input windows of a band of output rows: [out rows, out_w, kernel_h, kernel_w, c], a strided view of a padded copy.
+def windows(
+    x: Array, first_row: int, geometry: Spatial, out_rows: tuple[int, int], fill: float, dtype: Any = None
+) -> Array:
+    """Input windows of a band of output rows: [out rows, out_w, kernel_h, kernel_w, c], a view of a padded copy in scratch memory.
 
     Args:
         x: [rows, c] storage rows, whole image rows from storage row `first_row` on.
         fill: what stands outside the image.
+        dtype: of the copy (default: of `x`).
     """
     in_h, in_w = geometry.in_hw
     channels = x.shape[1]
@@ -97,38 +138,30 @@ def windows(x: Array, first_row: int, geometry: Spatial, out_rows: tuple[int, in
     )
     image = x.reshape(-1, in_w, channels)
     start = first_row // in_w
-    padded = aligned_empty((high - low, width, channels), x.dtype)
-    padded[...] = fill
-    top, bottom = max(low, start, 0), min(high, start + image.shape[0], in_h)
-    if top < bottom:
-        padded[top - low : bottom - low, left : left + in_w] = image[top - start : bottom - start]
+    padded = scratch((high - low, width, channels), dtype or x.dtype, "padded")
+    top, bottom = max(low, start, 0), max(min(high, start + image.shape[0], in_h), max(low, start, 0))
+    padded[: top - low] = fill
+    padded[bottom - low :] = fill
+    inside = padded[top - low : bottom - low]
+    inside[:, :left] = fill
+    inside[:, left + in_w :] = fill
+    inside[:, left : left + in_w] = image[top - start : bottom - start]
     rows, cols, step = padded.strides
-    return np.lib.stride_tricks.as_strided(
-        padded,
-        (out_rows[1] - out_rows[0], geometry.out_hw[1], *geometry.kernel, channels),
-        (
-            rows * geometry.stride[0],
-            cols * geometry.stride[1],
-            rows * geometry.dilation[0],
-            cols * geometry.dilation[1],
-            step,
-        ),
-        writeable=False,
-    )
+    across, down = cols * geometry.stride[1], rows * geometry.stride[0]
+    taps = rows * geometry.dilation[0], cols * geometry.dilation[1]
+    shape = (out_rows[1] - out_rows[0], geometry.out_hw[1], *geometry.kernel, channels)
+    return np.ndarray(shape, padded.dtype, padded, strides=(down, across, *taps, step))
 
 
-def _grouped(patches: Array, weight: Array, groups: int) -> Array:
-    """[rows, cols, kh, kw, c] windows times [n, kh * kw * c / groups]: [rows * cols, n]."""
+def _grouped(patches: Array, weight: Array, groups: int, out: Array) -> None:
+    """[rows, cols, kh, kw, c] windows times [n, kh * kw * c / groups], into [rows * cols, n]."""
     rows, cols, height, width, channels = patches.shape
     if groups == 1:
-        return _matmul(patches.reshape(rows * cols, height * width * channels), weight.T)
+        matrix = scratch(patches.shape, patches.dtype, "patches")
+        matrix[...] = patches
+        np.matmul(matrix.reshape(rows * cols, height * width * channels), weight.T, out=out)
+        return
     split = patches.reshape(rows * cols, height * width, groups, channels // groups).transpose(2, 0, 1, 3)
     left = aligned_copy(split).reshape(groups, rows * cols, -1)
     right = aligned_copy(weight.reshape(groups, weight.shape[0] // groups, -1)).transpose(0, 2, 1)
-    return np.asarray(np.matmul(left, right).transpose(1, 0, 2).reshape(rows * cols, weight.shape[0]))
-
-
-def _matmul(left: Array, right: Array) -> Array:
-    result = aligned_empty((left.shape[0], right.shape[1]), left.dtype)
-    np.matmul(left, right, out=result)
-    return result
+    out[...] = np.matmul(left, right).transpose(1, 0, 2).reshape(rows * cols, weight.shape[0])

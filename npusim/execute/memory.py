@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy.typing as npt
 
 from npusim.errors import NpusimError
 from npusim.execute.blocks import Array
+from npusim.execute.dram import reads_with_gaps, stored_twice
 from npusim.execute.expect import expected_writers
 from npusim.execute.ledger import Ledger
-from npusim.execute.sram import Place, Sram, box_index, read_elements, write_elements
+from npusim.execute.sram import Place, Sram
 from npusim.layout import Layout
 from npusim.program import DRAM, OPCODES, READ, SRAM, Program
 
@@ -40,51 +42,48 @@ class Memory:
         self.program, self.dtypes, self._source = program, dtypes, source
         table, buffers = program.accesses, program.buffers
         self._buffer: list[int] = table.buffer.tolist()
-        self._offset = [tuple(o) for o in table.offset.tolist()]
         self._shape = [tuple(s) for s in table.shape.tolist()]
         held = (buffers.shape[table.buffer] == table.shape) & (buffers.offset[table.buffer] == table.offset)
         self._whole: list[bool] = held.all(axis=1).tolist()
         self._low = [tuple(o) for o in (table.offset - buffers.offset[table.buffer]).tolist()]
+        self._offset: list[list[int]] = table.offset.tolist()
+        self._inside: list[bool] = _inside(program).tolist()
         self._ledger = Ledger()
         self._space: list[int] = buffers.space.tolist()
         self._tensor: list[int] = buffers.tensor.tolist()
         self._expected = expected_writers(program)
+        self._gaps = reads_with_gaps(program, self._expected)
+        self._twice = stored_twice(program)
+        self._done = bytearray(len(table.buffer))
         self._marks = np.zeros(len(table.buffer) + 1, dtype=np.bool_)
         used = sorted(
             {dtypes[t].itemsize for t, s in zip(self._tensor, self._space, strict=True) if s == SRAM} or {1}
         )
         self._sram = Sram(sram_bytes, used[0])
+        self._form = _forms(program, dtypes)
+        self._views: dict[tuple[Any, ...], Place] = {}
         self._places: dict[int, Place] = {}
         self._arrays: dict[int, Array] = {}
-        self._shadows: dict[int, npt.NDArray[np.int32]] = {}
+        self._stored: dict[int, int] = {}
         self._uses = np.bincount(table.buffer, minlength=len(self._space)).tolist()
         self._written = set(table.buffer[table.mode != READ].tolist())
         self._kept = {t for t, kind in enumerate(program.tensors.kind) if kind == "output"}
 
     def read(self, access: int) -> Array:
-        """The box of a reading access, [b, h, r, c]: an aligned copy of SRAM, a view of DRAM.
+        """The box of a reading access, [b, h, r, c]: a view where the layout allows; valid until the next write.
 
         Raises:
             RaceError: some of its bytes are unwritten, stale or already overwritten.
         """
         buffer = self._buffer[access]
-        if self._space[buffer] == SRAM:
-            place = self._place(buffer)
-            low = self._low[access]
-            writer = self._ledger.sole_writer(buffer)
-            if writer is None:
-                self._check(access, self._marked(access, buffer, place, low))
-            elif writer not in self._expected.get(access, ()):
-                raise RaceError(self._race(access, np.asarray([writer + 1])))
-            found = read_elements(place, box_index(place, low, self._shape[access], 1), self._shape[access])
-            self._release(buffer)
-            return found
-        index = self._slices(access)
-        if buffer in self._written:
-            self._check(access, self._shadow(buffer)[index])
-        values = self._array(buffer)[index]
+        read = self._read_sram if self._space[buffer] == SRAM else self._read_dram
+        values = read(access, buffer)
         self._release(buffer)
         return values
+
+    def origin(self, access: int) -> Hashable:
+        """What a checked read found, as a key: equal keys mean equal bytes."""
+        return self._buffer[access], self._low[access], self._shape[access], self._expected.get(access)
 
     def gather(self, access: int, rows: npt.NDArray[np.int64]) -> Array:
         """Named rows of a constant table, [1, 1, rows, cols]."""
@@ -102,20 +101,14 @@ class Memory:
         buffer = self._buffer[access]
         if self._space[buffer] == SRAM:
             place = self._place(buffer)
-            low = self._low[access]
+            low, shape = self._low[access], self._shape[access]
             if self._ledger.write(buffer, place, self._places, access, whole=self._whole[access]):
-                place.shadow[box_index(place, low, self._shape[access], place.cells)] = access + 1
-            write_elements(place, box_index(place, low, self._shape[access], 1), values)
-            self._release(buffer)
-            return
-        index = self._slices(access)
-        seen = self._shadow(buffer)[index]
-        if seen.any():
-            raise StoreError(
-                f"{self._who(access)} stores elements of {self._name(buffer)} that {self._who(int(seen.max()) - 1)} stored before"
-            )
-        seen[...] = access + 1
-        self._array(buffer)[index] = values
+                place.mark(low, shape, access + 1)
+            place.write(low, shape, values)
+        else:
+            index = self._slices(access)
+            self._store(access, buffer)
+            self._array(buffer)[index] = values
         self._release(buffer)
 
     def result(self, tensor: int) -> Array:
@@ -129,24 +122,49 @@ class Memory:
         if buffer is None:
             raise StoreError(f"the output '{name}' has no place in DRAM")
         if buffer in self._written:
-            missing = int(np.count_nonzero(self._shadow(buffer) == 0))
+            size = int(self.program.tensors.shape[tensor].prod())
+            missing = size - self._stored.get(buffer, 0)
             if missing:
-                raise StoreError(
-                    f"{missing} of {self._shadow(buffer).size} elements of the output '{name}' were never stored"
-                )
+                raise StoreError(f"{missing} of {size} elements of the output '{name}' were never stored")
         return self._array(buffer)
 
     # ---- places ------------------------------------------------------------------------------------------------
 
-    def _place(self, buffer: int) -> Place:
-        if buffer not in self._places:
-            buffers, tensor = self.program.buffers, self._tensor[buffer]
-            layout = Layout(*self.program.tensors.layout[tensor].tolist())
-            shape = tuple(buffers.shape[buffer].tolist())
-            self._places[buffer] = self._sram.place(
-                int(buffers.address[buffer]), shape, layout, self.dtypes[tensor]
+    def _read_sram(self, access: int, buffer: int) -> Array:
+        place = self._place(buffer)
+        low, shape = self._low[access], self._shape[access]
+        writer = self._ledger.sole_writer(buffer)
+        if writer is None:
+            self._check(access, self._marked(buffer, place, low, shape))
+        elif writer not in self._expected.get(access, ()):
+            raise RaceError(self._race(access, np.asarray([writer + 1])))
+        return place.whole(shape) if self._whole[access] else place.read(low, shape)
+
+    def _read_dram(self, access: int, buffer: int) -> Array:
+        """Each element is stored once: once all expected writers have stored, nothing else can be in their boxes."""
+        index = self._slices(access)
+        if buffer in self._written:
+            late = next((w for w in self._expected.get(access, ()) if not self._done[w]), None)
+            if late is not None or access in self._gaps:
+                raise RaceError(self._race(access, np.zeros(1, dtype=np.int32)))
+        return self._array(buffer)[index]
+
+    def _store(self, access: int, buffer: int) -> None:
+        before = self._twice.get(access)
+        if before is not None:
+            raise StoreError(
+                f"{self._who(access)} stores elements of {self._name(buffer)} that {self._who(before)} stores too"
             )
-        return self._places[buffer]
+        self._done[access] = 1
+        self._stored[buffer] = self._stored.get(buffer, 0) + prod(self._shape[access])
+
+    def _place(self, buffer: int) -> Place:
+        place = self._places.get(buffer)
+        if place is None:
+            key = self._form[buffer]
+            place = self._views.get(key) or self._views.setdefault(key, self._sram.place(*key))
+            self._places[buffer] = place
+        return place
 
     def _array(self, buffer: int) -> Array:
         if buffer not in self._arrays:
@@ -158,12 +176,6 @@ class Memory:
                 self._arrays[buffer] = self._source(self.program.tensors.name[tensor])
         return self._arrays[buffer]
 
-    def _shadow(self, buffer: int) -> npt.NDArray[np.int32]:
-        if buffer not in self._shadows:
-            shape = tuple(self.program.tensors.shape[self._tensor[buffer]].tolist())
-            self._shadows[buffer] = np.zeros(shape, dtype=np.int32)
-        return self._shadows[buffer]
-
     def _release(self, buffer: int) -> None:
         """Drop what no command will touch again."""
         self._uses[buffer] -= 1
@@ -174,21 +186,22 @@ class Memory:
             self._places.pop(buffer, None)
         elif self._tensor[buffer] not in self._kept:
             self._arrays.pop(buffer, None)
-            self._shadows.pop(buffer, None)
 
-    def _marked(self, access: int, buffer: int, place: Place, low: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    def _marked(
+        self, buffer: int, place: Place, low: tuple[int, ...], shape: tuple[int, ...]
+    ) -> npt.NDArray[np.int32]:
         """Shadow of a box; of a place that was overwritten as a whole, what overwrote it."""
         if self._ledger.is_live(buffer):
-            return place.shadow[box_index(place, low, self._shape[access], place.cells)]
+            return place.marks(low, shape)
         writer = self._ledger.broken_by(buffer)
         return np.asarray([0 if writer is None else writer + 1], dtype=np.int32)
 
     def _slices(self, access: int) -> tuple[slice, ...]:
-        held = self.program.tensors.shape[self._tensor[self._buffer[access]]].tolist()
-        box = list(zip(self._offset[access], self._shape[access], held, strict=True))
-        if any(low < 0 or low + size > whole for low, size, whole in box):
+        if not self._inside[access]:
             raise IndexError(f"{self._who(access)} touches a box outside {self._name(self._buffer[access])}")
-        return tuple(slice(low, low + size) for low, size, _ in box)
+        b, h, r, c = self._offset[access]
+        n = self._shape[access]
+        return slice(b, b + n[0]), slice(h, h + n[1]), slice(r, r + n[2]), slice(c, c + n[3])
 
     # ---- races -------------------------------------------------------------------------------------------------
 
@@ -224,6 +237,27 @@ class Memory:
 
     def _name(self, buffer: int) -> str:
         return f"'{self.program.tensors.name[self._tensor[buffer]]}'"
+
+
+def _forms(
+    program: Program, dtypes: list[np.dtype[Any]]
+) -> list[tuple[int, tuple[int, ...], Layout, np.dtype[Any]]]:
+    """Address, shape, layout and element type of each buffer: what its view of the SRAM depends on."""
+    layouts = [Layout(block, padded) for block, padded in program.tensors.layout.tolist()]
+    columns = (
+        program.buffers.address.tolist(),
+        program.buffers.shape.tolist(),
+        program.buffers.tensor.tolist(),
+    )
+    return [(a, tuple(s), layouts[t], dtypes[t]) for a, s, t in zip(*columns, strict=True)]
+
+
+def _inside(program: Program) -> npt.NDArray[np.bool_]:
+    """Whether each access stays within its tensor."""
+    table = program.accesses
+    held = program.tensors.shape[program.buffers.tensor[table.buffer]]
+    inside: npt.NDArray[np.bool_] = (table.offset >= 0) & (table.offset + table.shape <= held)
+    return np.asarray(inside.all(axis=1))
 
 
 def program_dtypes(program: Program, dtypes: Mapping[str, np.dtype[Any]]) -> list[np.dtype[Any]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +18,7 @@ from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
 from npusim.execute.vector_layers import Y, wanted_rows
 from npusim.execute.windows import pack, unpack
+from npusim.execute.workers import Workers, workers
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
 from npusim.plan import Plan
@@ -52,7 +56,8 @@ def execute(
         RaceError, StoreError: the Program is wrong.
         AccumulatorOverflowError: an integer sum does not fit the hardware.
     """
-    return _Run(graph, plan, program, numbers, inputs).outputs(order, seed)
+    with workers() as pool:
+        return _Run(graph, plan, program, numbers, inputs, pool).outputs(order, seed)
 
 
 def legal_order(program: Program, order: Order, seed: int) -> Iterator[int]:
@@ -79,12 +84,40 @@ def legal_order(program: Program, order: Order, seed: int) -> Iterator[int]:
                 heapq.heappush(ready, (drawn.random(), follower))
 
 
+class _Sources:
+    """Inputs and weights by name. While one weight is used, the next in serial order is read and encoded."""
+
+    def __init__(
+        self, program: Program, stored: Mapping[str, Array], numbers: Numbers, pool: Workers
+    ) -> None:
+        self._stored, self._numbers, self._pool = stored, numbers, pool
+        tensors = program.buffers.tensor[program.accesses.buffer]
+        used = dict.fromkeys(tensors[program.accesses.mode == READ].tolist())
+        kinds, names = program.tensors.kind, program.tensors.name
+        weights = [names[t] for t in used if kinds[t] == "weight" and names[t] not in stored]
+        self._next = dict(pairwise(weights))
+        self._begun: dict[str, Future[Array]] = {}
+        self._given: set[str] = set()
+
+    def get(self, name: str) -> Array:
+        """The stored data of a tensor that no command writes."""
+        if name in self._stored:
+            return self._stored[name]
+        begun = self._begun.pop(name, None)
+        found = begun.result() if begun else self._numbers.weight(name)
+        self._given.add(name)
+        following = self._next.get(name)
+        if following is not None and following not in self._given and self._pool.threads > 1:
+            self._begun[following] = self._pool.ahead(partial(self._numbers.weight, following))
+        return found
+
+
 class _Run:
     """One execution."""
 
     def __init__(
-        self, graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array]
-    ) -> None:
+        self, graph: Graph, plan: Plan, program: Program, numbers: Numbers, inputs: Mapping[str, Array], pool: Workers
+    ) -> None:  # fmt: skip
         self.graph, self.program, self.numbers = graph, program, numbers
         stored = pack(graph, inputs, numbers.formats)
         types = {name: numbers.formats[name].numpy for name in graph.tensors}
@@ -96,10 +129,10 @@ class _Run:
             program,
             plan.npu.sram.sram_bytes,
             dtypes,
-            lambda name: stored[name] if name in stored else numbers.weight(name),
+            _Sources(program, stored, numbers, pool).get,
         )
         bits = min(e.accumulator_bits for e in plan.npu.tensor_engine)
-        self.compute = Compute(graph, numbers.formats, bits)
+        self.compute = Compute(graph, numbers.formats, bits, pool)
         by_name = {x.name: x for x in graph.layers}
         self.layers: list[Layer] = [by_name[name] for name in program.layers]
         accesses = program.accesses
@@ -108,6 +141,13 @@ class _Run:
         self._names = [program.tensors.name[t] for t in program.buffers.tensor[accesses.buffer].tolist()]
         self._offset = [tuple(o) for o in accesses.offset.tolist()]
         self._shape = [tuple(s) for s in accesses.shape.tolist()]
+        commands = program.commands
+        self._opcode, self._layer, self._heads = (
+            c.tolist() for c in (commands.opcode, commands.layer, commands.batch)
+        )
+        self._attributes = [program.attributes[i] for i in commands.attributes.tolist()]
+        functions = (*program.functions, "")  # -1: none
+        self._function = [functions[i] for i in commands.function.tolist()]
 
     def outputs(self, order: Order, seed: int) -> dict[str, Array]:
         """Run every command, then take the outputs from DRAM."""
@@ -125,9 +165,8 @@ class _Run:
         accesses = range(self._first[command], self._first[command + 1])
         reads = [a for a in accesses if self._mode[a] == READ]
         writes = [a for a in accesses if self._mode[a] != READ]
-        commands = self.program.commands
-        opcode, layer = int(commands.opcode[command]), self.layers[int(commands.layer[command])]
-        attributes = self.program.attributes[int(commands.attributes[command])]
+        opcode, layer = self._opcode[command], self.layers[self._layer[command]]
+        attributes = self._attributes[command]
         if opcode == LOAD and attributes.get("gathers"):
             self._gather(layer, reads, writes[0])
         elif opcode in (LOAD, STORE):
@@ -163,11 +202,10 @@ class _Run:
         else:
             blocks = {n: parts if n == Y else stacked(parts) for n, parts in blocks.items()}
         if opcode == PRODUCT:
-            heads = int(self.program.commands.batch[command])
-            return self.compute.product(layer, blocks, [self._box(a) for a in writes], heads)
+            return self.compute.product(layer, blocks, [self._box(a) for a in writes], self._heads[command])
         if "epilogue" in attributes:
             return [self.compute.epilogue(layer, int(attributes["epilogue"]), blocks)]
-        function = self.program.functions[int(self.program.commands.function[command])]
+        function = self._function[command]
         if function == "geglu":
             return [self.compute.gate(layer, [blocks[0][0], blocks[1][0]])]
         if function == "group_norm_stats":
@@ -175,7 +213,8 @@ class _Run:
         return [self.compute.vector(layer, blocks, self._box(writes[0]))]
 
     def _block(self, access: int) -> Block:
-        return Block(self._names[access], self._offset[access], self.memory.read(access))
+        values = self.memory.read(access)
+        return Block(self._names[access], self._offset[access], values, self.memory.origin(access))
 
     def _box(self, access: int) -> TensorBox:
         return TensorBox(self._names[access], self._offset[access], self._shape[access])

@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from npusim.execute.blocks import Array, aligned_copy
+from npusim.execute.blocks import ALIGNMENT_BYTES, Array
 from npusim.layout import Layout
 
 #: Unwritten SRAM holds this byte: NaN in floating point.
 POISON = 0xFF
 
+#: A box within a place: batch, heads, column blocks, rows, columns of a block.
+Index = tuple[slice, slice, slice, slice, slice]
 
-class Place(NamedTuple):
+
+class Place:
     """A buffer seen as elements and as shadow cells, both [b, h, column blocks, rows, padded block].
 
     Attributes:
         data: stored elements.
-        shadow: 1 + the access that wrote each granule, 0 where nothing did; the last axis has `cells` per element.
         block: columns per block.
+        cells: shadow cells per element.
         start, end: first and past the last byte.
     """
 
-    data: Array
-    shadow: npt.NDArray[np.int32]
-    block: int
-    cells: int
-    start: int
-    end: int
+    __slots__ = ("_shadow", "block", "cells", "cols", "data", "end", "seen", "start")
+
+    def __init__(
+        self, data: Array, shadow: npt.NDArray[np.int32], block: int, cols: int, start: int, end: int
+    ) -> None:
+        self.data, self._shadow, self.block, self.cols = data, shadow, block, cols
+        self.cells = len(shadow) // max(1, data.size)
+        self.start, self.end = start, end
+        self.seen = data.view()
+        self.seen.flags.writeable = False
+
+    @property
+    def shadow(self) -> npt.NDArray[np.int32]:
+        """1 + the access that wrote each granule, 0 where nothing did; the last axis has `cells` per element."""
+        return self._shadow.reshape(*self.data.shape[:4], -1)
+
+    def read(self, low: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+        """A box, [b, h, r, c]: a read-only view where the columns lie in one block, else a copy."""
+        index = box_index(self, low, shape, 1)
+        found = self.seen[index]
+        if found.shape[2] == 1:
+            return found[:, :, 0]
+        return np.moveaxis(found, 2, 3).reshape(shape)
+
+    def whole(self, shape: tuple[int, ...]) -> Array:
+        """Everything that the place holds, as `read`."""
+        if self.data.shape[2] == 1:
+            return self.seen[:, :, 0, :, : shape[3]]
+        return self.read((0, 0, 0, 0), shape)
+
+    def write(self, low: tuple[int, ...], shape: tuple[int, ...], values: Array) -> None:
+        """Put [b, h, r, c] elements into a box."""
+        target = self.data[box_index(self, low, shape, 1)]
+        if target.shape[2] == 1:
+            target[:, :, 0] = values
+            return
+        batch, heads, blocks, rows, width = target.shape
+        target[...] = np.moveaxis(values.reshape(batch, heads, rows, blocks, width), 3, 2)
+
+    def mark(self, low: tuple[int, ...], shape: tuple[int, ...], number: int) -> None:
+        """Write a number into the shadow of a box."""
+        self.shadow[box_index(self, low, shape, self.cells)] = number
+
+    def marks(self, low: tuple[int, ...], shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+        """Shadow of a box."""
+        return self.shadow[box_index(self, low, shape, self.cells)]
 
 
 class Sram:
@@ -41,8 +84,8 @@ class Sram:
 
     def __init__(self, size_bytes: int, granule: int) -> None:
         self.granule = granule
-        raw = np.full(size_bytes + 64, POISON, dtype=np.uint8)
-        start = -raw.ctypes.data % 64
+        raw = np.full(size_bytes + ALIGNMENT_BYTES, POISON, dtype=np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT_BYTES
         self._bytes = raw[start : start + size_bytes]
         self._shadow = np.zeros(-(-size_bytes // granule), dtype=np.int32)
 
@@ -54,53 +97,34 @@ class Sram:
         """
         batch, heads, rows, cols = shape
         block = layout.block or max(cols, 1)
-        padded = layout.padded or block
-        stored = (batch, heads, -(-cols // block), rows, padded)
-        size = int(np.prod(stored, dtype=np.int64)) * dtype.itemsize
+        stored = (batch, heads, -(-cols // block), rows, layout.padded or block)
+        size = stored[0] * stored[1] * stored[2] * stored[3] * stored[4] * dtype.itemsize
         if address < 0 or address + size > len(self._bytes) or address % dtype.itemsize:
             raise IndexError(
                 f"bytes {address} to {address + size} do not lie in the SRAM of {len(self._bytes)} bytes"
             )
-        cells = dtype.itemsize // self.granule
-        data = self._bytes[address : address + size].view(dtype).reshape(stored)
+        data: Array = np.ndarray(stored, dtype, self._bytes, address)
         shadow = self._shadow[address // self.granule : (address + size) // self.granule]
-        return Place(data, shadow.reshape(*stored[:4], padded * cells), block, cells, address, address + size)
+        return Place(data, shadow, block, cols, address, address + size)
 
 
-def box_index(place: Place, low: tuple[int, ...], shape: tuple[int, ...], cells: int) -> tuple[slice, ...]:
+def box_index(place: Place, low: tuple[int, ...], shape: tuple[int, ...], cells: int) -> Index:
     """Index of a box (in buffer coordinates) into a place; `cells` per element (1 for data).
 
     Raises:
         IndexError: a box that cuts through several column blocks, or lies outside the buffer.
     """
-    first, last = low[3] // place.block, (low[3] + shape[3] - 1) // place.block
-    start = low[3] - first * place.block
-    stop = start + shape[3] if first == last else place.block
-    whole = start == 0 and (low[3] + shape[3]) % place.block == 0
-    held = place.data.shape
-    inside = (
-        all(low[a] >= 0 and low[a] + shape[a] <= held[b] for a, b in ((0, 0), (1, 1), (2, 3)))
-        and 0 <= first <= last < held[2]
-    )
-    if not inside or (first != last and not whole):
-        raise IndexError(f"box {low} + {shape} does not lie in its buffer of {held} in whole column blocks")
-    b, h, r = (slice(low[a], low[a] + shape[a]) for a in (0, 1, 2))
-    return b, h, slice(first, last + 1), r, slice(start * cells, stop * cells)
-
-
-def read_elements(place: Place, index: tuple[slice, ...], shape: tuple[int, ...]) -> Array:
-    """An aligned copy of a box, [b, h, r, c]."""
-    seen = place.data[index]
-    if seen.shape[2] == 1:
-        return aligned_copy(seen[:, :, 0])
-    return aligned_copy(np.moveaxis(seen, 2, 3)).reshape(shape)
-
-
-def write_elements(place: Place, index: tuple[slice, ...], values: Array) -> None:
-    """Put [b, h, r, c] elements into a box."""
-    target = place.data[index]
-    if target.shape[2] == 1:
-        target[:, :, 0] = values
-        return
-    batch, heads, blocks, rows, width = target.shape
-    target[...] = np.moveaxis(values.reshape(batch, heads, rows, blocks, width), 3, 2)
+    block = place.block
+    first, last = low[3] // block, (low[3] + shape[3] - 1) // block
+    start = low[3] - first * block
+    stop = start + shape[3] if first == last else block
+    batch, heads, blocks, rows, _ = place.data.shape
+    b, h, r = low[0] + shape[0], low[1] + shape[1], low[2] + shape[2]
+    inside = min(low) >= 0 and b <= batch and h <= heads and r <= rows and 0 <= first <= last < blocks
+    if not inside or (first != last and (start or (low[3] + shape[3]) % block)):
+        raise IndexError(
+            f"box {low} + {shape} does not lie in its buffer of {place.data.shape} in whole column blocks"
+        )
+    return (
+        slice(low[0], b), slice(low[1], h), slice(first, last + 1), slice(low[2], r), slice(start * cells, stop * cells),
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from npusim.execute.formats import Numbers
 from npusim.execute.stages import MAIN, gate_position, stage_after
 from npusim.execute.vector_layers import OUT, PARAMETERS, STATISTICS, X, wanted_rows
 from npusim.execute.windows import pack, unpack
+from npusim.execute.workers import INLINE, Workers, workers
 from npusim.graph import Graph, Layer, Operand
 from npusim.lower.geometry import TensorBox
 from npusim.quantize import decode
@@ -38,10 +39,11 @@ def execute_untiled(
     Returns:
         FP32 arrays by output name, in the model's shapes.
     """
-    run = Untiled(graph, numbers, inputs, accumulator_bits, observe)
-    for layer in graph.layers:
-        run.layer(layer)
-    return unpack(graph, run.decoded)
+    with workers() as pool:
+        run = Untiled(graph, numbers, inputs, accumulator_bits, observe, pool)
+        for layer in graph.layers:
+            run.layer(layer)
+        return unpack(graph, run.decoded)
 
 
 class Untiled:
@@ -54,9 +56,10 @@ class Untiled:
         inputs: Mapping[str, Array],
         accumulator_bits: int = 64,
         observe: Observer | None = None,
+        pool: Workers = INLINE,
     ) -> None:
         self.graph, self.numbers, self.observe = graph, numbers, observe
-        self.compute = Compute(graph, numbers.formats, accumulator_bits)
+        self.compute = Compute(graph, numbers.formats, accumulator_bits, pool)
         self.values = pack(graph, inputs, numbers.formats)
         if observe is not None:
             for name, values in self.values.items():
