@@ -54,7 +54,9 @@ def run(command: str, folder: Path) -> str:
         "npusim": ["-c", "from npusim.cli import main; main()"],
         "pytest": ["-m", "pytest", "-p", "npusim.pytest_plugin", "-p", "pytest_benchmark.plugin", "--rootdir=.", "-p", "no:cacheprovider"],
     }  # fmt: skip
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}  # a user has no worker
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")
+    }  # a user has no worker
     environment = inherited | {
         "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "400", "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
