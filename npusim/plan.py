@@ -22,7 +22,7 @@ class _Model(BaseModel):
 
 
 class Pieces(_Model):
-    """How a layer outside any segment streams through SRAM.
+    """How a layer streams through SRAM, on its own or inside each tile of a row chain (then `rows` are the chain's).
 
     `rows` and `cols` are the output rows and columns of one piece; `order` is the outer loop; `depth` is how many pieces of
     each streamed operand are in SRAM at once (2: double buffering).
@@ -43,7 +43,7 @@ class Slots(_Model):
 
 
 class LayerPlan(_Model):
-    """Decisions for one layer: precision, engines, pieces (None inside a segment), SRAM slots."""
+    """Decisions for one layer: precision, engines, pieces (None inside an attention segment), SRAM slots."""
 
     name: str
     precision: str
@@ -58,9 +58,9 @@ class SegmentPlan(_Model):
     """Layers scheduled together: tile extents, buffering, SRAM slots.
 
     Attributes:
-        kind: `attention`.
+        kind: `attention` (scores, softmax, values: heads x query rows), or `rows` (a chain of layers, cut by rows of the last one).
         tiles: slices per axis, e.g. `{"heads": 8, "rows": 16}`; `tile_count` is their product (per batch element).
-        heads_per_tile, rows_per_tile: extent of one tile (the last may be smaller).
+        heads_per_tile, rows_per_tile: extent of one tile (the last may be smaller); a chain's tile has all heads.
         depth: tiles in flight.
         in_place: whether probabilities overwrite scores.
         requested: the tile count asked for, where it had to be clamped; else 0.

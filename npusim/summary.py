@@ -13,7 +13,7 @@ from npusim.graph import Graph, Layer
 from npusim.plan import Plan, SegmentPlan, Slots
 from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
 from npusim.trace import Trace, lane_busy_ps, sram_occupancy, union_ps
-from npusim.units import PS_PER_MS, ps_to_ms
+from npusim.units import ps_to_ms
 
 SUMMARY_SCHEMA = 1
 Mask = npt.NDArray[np.bool_]
@@ -149,7 +149,6 @@ def _segment(
 ) -> dict[str, Any]:
     segment = plan.segments[index]
     mine = program.commands.segment == index
-    start, end = trace.start_ps[mine], trace.end_ps[mine]
     kinds = {g.kind for g in program.gangs}
     return {
         "name": segment.name,
@@ -157,7 +156,7 @@ def _segment(
         "layers": list(segment.layers),
         "tile_count": segment.tile_count,
         "tiles": dict(segment.tiles),
-        "latency_ms": (int(end.max()) - int(start.min())) / PS_PER_MS if len(start) else 0.0,
+        "latency_ms": ps_to_ms(_added_ps(trace, mine)),
         "busy_ms": {kind: ps_to_ms(_kind_busy(program, trace, mine, kind)) for kind in sorted(kinds)},
         "handover_ms": ps_to_ms(int(work.handover_ps[mine].sum())),
         "dram_bytes": int(work.dram_bytes[mine].sum()),
@@ -165,6 +164,19 @@ def _segment(
         "precision": plan.options.precision,
         "tile_curve": [dict(p) for p in curves.get(segment.name, ())],
     }
+
+
+def _added_ps(trace: Trace, mine: Mask) -> int:
+    """By how much later the run is done because of these commands: from the end of all that was issued before them to their own end.
+
+    What they prefetch while others compute takes no time of its own, so that the segments of a run never add up to more than it.
+    """
+    issued = np.flatnonzero(mine)
+    if not len(issued):
+        return 0
+    before = int(trace.end_ps[: issued[0]].max(initial=0))
+    begin = max(before, int(trace.start_ps[mine].min()))
+    return max(0, int(trace.end_ps[mine].max()) - begin)
 
 
 def _slots(plan: Plan, segment: SegmentPlan) -> list[Slots]:

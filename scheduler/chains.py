@@ -15,7 +15,7 @@ from npusim.lower.geometry import row_unit
 from npusim.lower.rows import chain_slots
 from npusim.lower.slots import SlotSpec
 from npusim.ops import OPS, product_of, vector_work
-from npusim.scheduler.pieces import Option, layer_key, undominated
+from npusim.scheduler.pieces import Option, layer_key
 from npusim.scheduler.problem import Problem
 
 #: Into how many tiles the rows of a chain are tried to be cut.
@@ -189,17 +189,6 @@ def geometry(problem: Problem, names: Sequence[str], tiling: RowTiling) -> Chain
         found = chain_of(problem.graph, names, tiling.rows, depth=tiling.depth, outside=outside)
         problem.memo[key] = found
     assert isinstance(found, Chain)
-    return found
-
-
-def chain_options(problem: Problem, names: Sequence[str], resident: frozenset[str]) -> list[Option]:
-    """Undominated tilings; chains of equal structure share them."""
-    key = ("chain options", chain_key(problem, names, resident))
-    found = problem.memo.get(key)
-    if found is None:
-        found = undominated(predicted(problem, names, t, resident) for t in tilings(problem, names))
-        problem.memo[key] = found
-    assert isinstance(found, list)
     return found
 
 

@@ -40,7 +40,7 @@ def find_segments(graph: Graph, kinds: str) -> list[Segment]:
     """The segments of a graph, in execution order.
 
     Args:
-        kinds: `none`, `attention` or `all` (today the same as `attention`).
+        kinds: `none`, `attention` or `all`: row chains are proposed by `units`, so `all` is the same here.
     """
     if kinds == "none":
         return []

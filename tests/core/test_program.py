@@ -349,6 +349,16 @@ def _leaves_its_segment(found: api.Profile, layer: Layer) -> bool:
     return found.graph.tensors[layer.output].kind == "output" or bool(readers - inside)
 
 
+def test_segments_take_no_more_time_than_the_run_and_at_least_that_of_their_work_when_nothing_overlaps(
+    found: api.Profile,
+) -> None:
+    segments = found.summary["segments"]
+    assert sum(s["latency_ms"] for s in segments) <= found.summary["latency_ms"] * (1 + 1e-9)
+    if found.plan.options.policy == "serial":
+        for segment in segments:
+            assert segment["latency_ms"] == pytest.approx(sum(segment["busy_ms"].values()), rel=1e-9)
+
+
 def test_laws_2_and_3_bounds_hold_and_decoupled_is_never_slower(found: api.Profile) -> None:
     serial, decoupled = found.traces["serial"].makespan_ps, found.traces["decoupled"].makespan_ps
     assert decoupled <= serial
