@@ -98,7 +98,7 @@ def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Prog
         raise PlanError(
             f"{directory}: its plan is for '{plan.model.name}', whose layers {model} does not have; give the model that was profiled"
         )
-    program = lower(graph, plan)
+    program = _lowered(graph, plan, directory)
     if program.sha256() != plan.program_sha256:
         raise PlanError(
             f"{directory}: its plan lowers to another Program on {model} than the one that was simulated; "
@@ -130,6 +130,17 @@ def open_deployment(
     if found.needs_scales and scales.is_file():
         return replace(found, scales=load_scales(scales, plan))
     return found
+
+
+def _lowered(graph: Graph, plan: Plan, directory: Path) -> Program:
+    """The Program of a plan that came from a file, whose decisions may contradict one another."""
+    try:
+        return lower(graph, plan)
+    except (AssertionError, ArithmeticError, LookupError, ValueError, StopIteration) as error:
+        raise PlanError(
+            f"{directory}: its plan cannot be lowered ({type(error).__name__}: {error}): segments, pieces or slots contradict one "
+            "another; it was changed by hand or cut short; profile the model again"
+        ) from error
 
 
 def calibrate(

@@ -67,13 +67,13 @@ class SegmentPlan(_Model):
     """
 
     name: str
-    kind: str
-    layers: tuple[str, ...]
+    kind: Literal["attention", "rows"]
+    layers: tuple[str, ...] = Field(min_length=1)
     tiles: Mapping[str, int]
     tile_count: int
-    heads_per_tile: int
-    rows_per_tile: int
-    depth: int
+    heads_per_tile: int = Field(gt=0)
+    rows_per_tile: int = Field(gt=0)
+    depth: int = Field(gt=0)
     in_place: bool
     requested: int = 0
     slots: tuple[Slots, ...] = ()

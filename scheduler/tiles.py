@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, vector_ps
 from npusim.dtypes import PRECISIONS
@@ -21,7 +22,7 @@ class Segment:
     """Layers to be scheduled together; `layers` in execution order."""
 
     name: str
-    kind: str
+    kind: Literal["attention", "rows"]
     layers: tuple[str, ...]
 
 

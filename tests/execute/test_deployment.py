@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,28 @@ def test_a_newer_plan_and_a_missing_plan_are_refused(tmp_path: Path) -> None:
     (run / "plan.json").write_text(text.replace('"schema_version": 1', '"schema_version": 99', 1))
     with pytest.raises(PlanError, match="schema version 99"):
         open_deployment(run, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["segments"][0].update(kind="banana"), "segments.0.kind"),
+        (lambda plan: plan["segments"][0].update(rows_per_tile=0), "segments.0.rows_per_tile"),
+        (lambda plan: plan["segments"][0].update(layers=[]), "segments.0.layers"),
+        (lambda plan: plan["segments"][0].update(layers=["nowhere"]), "cannot be lowered"),
+        (lambda plan: [x.update(slots=[]) for x in plan["layers"]], "cannot be lowered"),
+        (lambda plan: [x.update(pieces=None) for x in plan["layers"]], "cannot be lowered"),
+    ],
+)
+def test_a_plan_whose_decisions_contradict_one_another_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    run, model = run_folder(tmp_path)
+    plan = json.loads((run / "plan.json").read_text())
+    change(plan)
+    (run / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(PlanError, match=message):
+        run_directory(run, model)
 
 
 def test_a_floating_point_plan_needs_no_scales(tmp_path: Path) -> None:
