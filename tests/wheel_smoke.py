@@ -18,7 +18,15 @@ def test_the_package_is_the_installed_one() -> None:
 
 
 def test_every_package_is_in_the_wheel() -> None:
-    for name in ("execute", "training.data", "training.metrics", "models.architectures", "lower", "passes"):
+    for name in (
+        "execute",
+        "training.data",
+        "training.metrics",
+        "models.architectures",
+        "lower",
+        "passes",
+        "export",
+    ):
         assert find_spec(f"npusim.{name}") is not None, name
 
 
@@ -31,6 +39,18 @@ def test_pytest_finds_the_plugin(npu_profile: Any, assert_dma_cost: Any) -> None
     found = npu_profile("bk-sdm-tiny", tiles="sram")
     assert npu_profile("bk-sdm-tiny", tiles="sram") is found
     assert_dma_cost(found, max_dram_bytes=10**12)
+
+
+def test_every_export_target_loads_without_extras() -> None:
+    from npusim.export.registry import offers
+
+    assert {o.name: o.load().suffix for o in offers()}.keys() == {
+        "onnx-qdq",
+        "onnx-tiled",
+        "encodings",
+        "trace",
+        "csv",
+    }
 
 
 def test_profiling_needs_no_torch() -> None:

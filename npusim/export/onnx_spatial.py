@@ -108,7 +108,10 @@ class SpatialNodes:
         """A band of a resized image: Resize where it is all of it, else the rows and columns that each element reads."""
         (in_h, in_w), (out_h, out_w) = attributes["in_hw"], attributes["out_hw"]
         image = self.layouts.image(x, in_w)
-        if out_rows == (0, out_h) and image.shape[2] == in_h * in_w:
+        whole = out_rows == (0, out_h) and image.shape[2] == in_h * in_w
+        if (
+            whole and attributes.get("coordinates") != "align_corners"
+        ):  # which runtimes round in their own ways
             return Value(self._resized(image, attributes, shape), shape, out_w)
         name = image.name
         for axis, low, span in ((0, first_row // in_w, out_rows), (1, 0, (0, out_w))):

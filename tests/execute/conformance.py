@@ -11,7 +11,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from npusim.graph import Graph
 from npusim.hardware import load_npu, with_values
 from npusim.lower import lower
 from npusim.plan import Plan
+from npusim.program import Program
 from npusim.scheduler.problem import Infeasible
 from npusim.weights import open_weights
 
@@ -88,7 +89,19 @@ def node_tests() -> Iterator[Any]:
             yield test
 
 
-def run_test(test: Any, folder: Path) -> Outcome:
+#: (graph, plan, program, model, run-time inputs) -> arrays by output name.
+Compute = Callable[[Graph, Plan, Program, Path, Mapping[str, Any]], Mapping[str, Any]]
+
+
+def executed(
+    graph: Graph, plan: Plan, program: Program, model: Path, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What the executor computes."""
+    numbers = numbers_for(graph, plan, open_weights(model, graph))
+    return execute(graph, plan, program, numbers, inputs, order="random")
+
+
+def run_test(test: Any, folder: Path, compute: Compute = executed) -> Outcome:
     """Try every choice of run-time inputs; the first success or the last reason counts."""
     data = [list(one) for one in test.data_sets[0]]
     inputs = {v.name: np.asarray(_array(d)) for v, d in zip(test.model.graph.input, data[0], strict=False)}
@@ -96,7 +109,7 @@ def run_test(test: Any, folder: Path) -> Outcome:
     reasons = []
     for kept in _choices(inputs):
         try:
-            steps = _run(test, inputs, expected, kept, folder)
+            steps = _run(test, inputs, expected, kept, folder, compute)
         except (NpusimError, AssertionError) as error:
             reasons.append(_shown(error))
         except Exception as error:  # a crash is a failure like any other, and is listed as one
@@ -127,7 +140,9 @@ def _array(data: Any) -> Any:
     return numpy_helper.to_array(data) if isinstance(data, TensorProto) else data
 
 
-def _run(test: Any, inputs: dict[str, Any], expected: list[Any], kept: list[str], folder: Path) -> int:
+def _run(
+    test: Any, inputs: dict[str, Any], expected: list[Any], kept: list[str], folder: Path, compute: Compute
+) -> int:
     model = onnx.ModelProto()
     model.CopyFrom(test.model)
     for value in list(model.graph.input):
@@ -144,8 +159,7 @@ def _run(test: Any, inputs: dict[str, Any], expected: list[Any], kept: list[str]
     program = lower(graph, plan)
     faults = verify_program(program, plan.npu.sram.sram_bytes)
     assert not faults, f"the verifier: {faults[0].sentence}"
-    numbers = numbers_for(graph, plan, open_weights(path, graph))
-    found = execute(graph, plan, program, numbers, {n: inputs[n] for n in kept}, order="random")
+    found = compute(graph, plan, program, path, {n: inputs[n] for n in kept})
     for value, wanted in zip(model.graph.output, expected, strict=False):
         if value.name:
             got = found[value.name]
@@ -187,11 +201,11 @@ def report(outcomes: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def all_outcomes() -> list[Outcome]:
+def all_outcomes(compute: Compute = executed) -> list[Outcome]:
     """Run every test."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [run_test(test, Path(folder)) for test in node_tests()]
+        return [run_test(test, Path(folder), compute) for test in node_tests()]
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from npusim.errors import BadInputError, ExportError
 from npusim.execute.measure import closeness
@@ -19,6 +19,7 @@ from npusim.execute.windows import unpack
 from npusim.export.registry import export
 
 from .conftest import NETWORKS, Case, run_models
+from .layerwise import layer_models, within_one_step
 
 OLD = "onnxruntime-1.18"
 #: What the issue asks: elements of a layer within one step of the executor, and noise end to end.
@@ -79,7 +80,7 @@ def test_on_the_same_inputs_each_layer_is_within_one_step_of_the_executor(
     (tmp_path / "layers").mkdir()
     model = onnx.load(tmp_path / "q.onnx")
     expected = {}
-    for number, (name, part, feeds, stored) in enumerate(layer_models(case, model)):
+    for number, (name, part, feeds, stored) in enumerate(layer_models(case.source, case.inputs, model)):
         onnx.save(part, tmp_path / "layers" / f"{number}.onnx")
         np.savez(tmp_path / "layers" / f"{number}.npz", **feeds)
         expected[str(number)] = (name, stored)
@@ -89,97 +90,6 @@ def test_on_the_same_inputs_each_layer_is_within_one_step_of_the_executor(
             name, stored = expected[number]
             share = within_one_step(stored, arrays["integers"])
             assert share >= SHARE, (python, name, share)
-
-
-def within_one_step(stored: Any, found: Any) -> float:
-    """Share of elements that differ by at most one."""
-    return float(np.mean(np.abs(stored.astype(np.int32).ravel() - found.astype(np.int32).ravel()) <= 1))
-
-
-def layer_models(case: Case, model: Any) -> Iterator[tuple[str, Any, dict[str, Any], Any]]:
-    """Each layer of an exported model on its own, fed with the executor's operands: name, model, inputs, its stored integers.
-
-    A layer reads dequantized values and ends in the QuantizeLinear of its output.
-    """
-    graph = case.source.graph
-    producer = {n.output[0]: n for n in model.graph.node}
-    stored_as = {n.input[0].rsplit(":", 1)[0]: n for n in model.graph.node if _is_activation(n)}
-    constants = {i.name: i for i in model.graph.initializer}
-    run = Untiled(graph, case.source.numbers, case.inputs)
-    for layer in graph.layers:
-        activations = dict.fromkeys(t for t in layer.reads() if t in stored_as)
-        ends = {stored_as[t].output[0]: run.decoded(t) for t in activations}
-        run.layer(layer)
-        target = stored_as[layer.output].input[0]
-        nodes, used = _backwards(producer, constants, target, set(ends))
-        feeds = {}
-        for name, values in ends.items():
-            if any(name in n.input for n in nodes):
-                feeds[name] = _as_written(values, _shape_of(model, producer, name))
-        values = run.values[layer.output]
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        part = helper.make_model(
-            helper.make_graph(
-                [*nodes, helper.make_node("Identity", [target], ["integers"])],
-                "layer",
-                [helper.make_tensor_value_info(n, TensorProto.FLOAT, v.shape) for n, v in feeds.items()],
-                [helper.make_tensor_value_info("integers", kind, None)],
-                [constants[c] for c in used],
-            ),
-            opset_imports=model.opset_import,
-            ir_version=model.ir_version,
-        )
-        yield layer.name, part, feeds, _as_written(values, _shape_of(model, producer, target))
-
-
-def _is_activation(node: Any) -> bool:
-    return node.op_type == "DequantizeLinear" and node.input[0].endswith((":int16", ":int8"))
-
-
-def _backwards(
-    producer: dict[str, Any], constants: dict[str, Any], target: str, ends: set[str]
-) -> tuple[list[Any], list[str]]:
-    nodes: dict[str, Any] = {}
-    used: dict[str, None] = {}
-    waiting = [target]
-    while waiting:
-        value = waiting.pop()
-        if value in ends or not value:
-            continue
-        if value in constants:
-            used[value] = None
-            continue
-        node = producer[value]
-        if node.name not in nodes:
-            nodes[node.name] = node
-            waiting.extend(node.input)
-    order = [n for n in producer.values() if n.name in nodes]
-    return order, list(used)
-
-
-def _shape_of(model: Any, producer: dict[str, Any], value: str) -> tuple[int, ...]:
-    global _SHAPES
-    key = id(model)
-    if key not in _SHAPES:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        _SHAPES = {key: {
-            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-            for v in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input)
-        }}  # fmt: skip
-    return _SHAPES[key][value]
-
-
-_SHAPES: dict[int, dict[str, tuple[int, ...]]] = {}
-
-
-def _as_written(values: Any, shape: tuple[int, ...]) -> Any:
-    """Stored [b, h, r, c] as the graph writes it: as it is, or as images."""
-    if values.shape == shape:
-        return values
-    b, _, _, c = values.shape
-    if len(shape) == 4 and shape[:2] == (b, c):
-        return np.ascontiguousarray(values.reshape(b, *shape[2:], c).transpose(0, 3, 1, 2))
-    return values.reshape(shape)
 
 
 def _ours(case: Case) -> dict[str, Any]:
