@@ -55,13 +55,23 @@ def write(source: ExportSource, path: Path, options: Mapping[str, str]) -> tuple
             f"{source.directory}: its plan computes in {source.plan.options.precision}, which has no scales; "
             "profile with --precision w8a16 (or w8a8, w16a16)"
         )
-    named = {v for node in source.onnx.nodes for v in (*node.inputs, *node.outputs)} | set(source.onnx.inputs)
+    named = _quantizable(source.onnx)
     activations, lost = _chosen(activation_encodings(source.graph, source.numbers), named)
     activations += joined_encodings(activations, source.onnx)
     parameters, lost_parameters = _chosen(parameter_encodings(source.graph, source.numbers), named)
     content = _SCHEMAS[version](activations, parameters)
     path.write_text(json.dumps({"version": version, **content}, indent=1) + "\n", "utf-8")
     return _notes([*lost, *lost_parameters])
+
+
+def _quantizable(model: OnnxModel) -> set[str]:
+    """Names that AIMET has quantizers for: values and constants in floating point, but no tables and rows picked from them."""
+    named = {v for node in model.nodes for v in (*node.inputs, *node.outputs)} | set(model.inputs)
+    picked = {v for node in model.nodes if node.op == "Gather" for v in (node.inputs[0], *node.outputs)}
+    integers = {
+        n for n, v in model.values.items() if v.dtype and "float" not in v.dtype and v.dtype != "double"
+    }
+    return named - picked - integers
 
 
 def _chosen(
@@ -82,7 +92,7 @@ def _notes(lost: Sequence[str]) -> tuple[str, ...]:
     if not lost:
         return ()
     return (
-        f"{len(lost)} scales have no name in the model and are left out: {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}",
+        f"{len(lost)} scales have no quantizer in AIMET or no name in the model and are left out: {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}",
     )
 
 
@@ -207,7 +217,7 @@ EXPORTER = Exporter(
     title="AIMET's encodings JSON, by names of the FP32 model (schema 2.0.0 or 1.0.0)",
     suffix=".encodings",
     carries="bits and scales of every stored value that the model has a name for, and of weights per output channel",
-    loses="scales of stages without a name in the model, biases (FP32 there), tiles, engines, times",
+    loses="scales of stages without a name in the model, tables and integers, biases (FP32 there), tiles, engines, times",
     write=write,
     options={"version": "2.0.0 (default) or 1.0.0"},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,17 @@ def within_one_step(stored: Any, found: Any) -> float:
 
 
 def layer_models(
-    source: ExportSource, inputs: Mapping[str, Any], model: Any
+    source: ExportSource, run: Untiled, model: Any
 ) -> Iterator[tuple[str, Any, dict[str, Any], Any]]:
     """Each layer's name, its part of the model, the executor's operands, and the integers that the executor stores.
 
-    A part reads dequantized values and ends in the QuantizeLinear of the layer's output. Its constants may lie in the file
-    beside the model.
+    `run` has not begun, and is over when every layer was taken. A part reads dequantized values and ends in the QuantizeLinear of
+    the layer's output. Its constants may lie in the file beside the model.
     """
     producer = {n.output[0]: n for n in model.graph.node}
     stored_as = {n.input[0].rsplit(":", 1)[0]: n for n in model.graph.node if _is_activation(n)}
     constants = {i.name: i for i in model.graph.initializer}
     shapes = _shapes(model)
-    run = Untiled(source.graph, source.numbers, inputs)
     for layer in source.graph.layers:
         ends = {
             stored_as[t].output[0]: run.decoded(t) for t in dict.fromkeys(layer.reads()) if t in stored_as

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from npusim.api import Profile, load_graph, profile
 from npusim.calibrate import choose_scales, measure_ranges, save_scales, seeded_inputs
 from npusim.deployment import PLAN_FILE, SCALES_FILE, run_onnxruntime
 from npusim.execute.measure import closeness
-from npusim.execute.untiled import execute_untiled
+from npusim.execute.untiled import Untiled
+from npusim.execute.windows import unpack
 from npusim.export.registry import export
 from npusim.export.source import ExportSource, open_source
 from npusim.models.checkpoints import build
@@ -68,13 +68,18 @@ def test_tiled_is_within_1e_5_and_nothing_of_torch_is_left(unet: Unet, tmp_path:
 
 
 @pytest.mark.readers
-def test_quantized_is_the_deployment_end_to_end_in_both_runtimes(
+def test_quantized_is_the_deployment_layer_by_layer_and_end_to_end(
     unet: Unet, reader: Any, tmp_path: Path
 ) -> None:
     export(unet.source, "onnx-qdq", tmp_path / "q.onnx")
     assert b"site-packages" not in (tmp_path / "q.onnx").read_bytes()
+    model = onnx.load(tmp_path / "q.onnx", load_external_data=False)
+    run = Untiled(unet.source.graph, unet.source.numbers, unet.inputs)
+    for name, part, feeds, stored in layer_models(unet.source, run, model):
+        share = within_one_step(stored, _run_part(tmp_path / "layer.onnx", part, feeds))
+        assert share >= 0.999, (name, share)
+    ours = unpack(unet.source.graph, run.decoded)
     np.savez(tmp_path / "q.npz", **unet.inputs)
-    ours = execute_untiled(unet.source.graph, unet.source.numbers, unet.inputs)
     for python in (Path(sys.executable), reader("onnxruntime-1.18")):
         found = run_models(python, tmp_path)["q"]
         for output, reference in unet.reference.items():
@@ -82,13 +87,10 @@ def test_quantized_is_the_deployment_end_to_end_in_both_runtimes(
             assert abs(lost - expected) < 0.2, (python, lost, expected)
 
 
-def test_quantized_is_the_deployment_layer_by_layer(unet: Unet, tmp_path: Path) -> None:
-    export(unet.source, "onnx-qdq", tmp_path / "q.onnx")
-    model = onnx.load(tmp_path / "q.onnx", load_external_data=False)
-    for name, part, feeds, stored in layer_models(unet.source, unet.inputs, model):
-        onnx.save(part, tmp_path / "layer.onnx")
-        session = onnxruntime.InferenceSession(str(tmp_path / "layer.onnx"))
-        share = within_one_step(stored, session.run(None, feeds)[0])
-        assert share >= 0.999, (name, share)
-        del session
-        gc.collect()
+def _run_part(path: Path, part: Any, feeds: Mapping[str, Any]) -> Any:
+    """The integers of one layer; its constants lie in the file beside the whole model."""
+    onnx.save(part, path)
+    try:
+        return onnxruntime.InferenceSession(str(path)).run(None, dict(feeds))[0]
+    finally:
+        path.unlink()

@@ -14,8 +14,7 @@ from onnx import TensorProto
 
 from npusim.errors import BadInputError, ExportError
 from npusim.execute.measure import closeness
-from npusim.execute.untiled import Untiled
-from npusim.execute.windows import unpack
+from npusim.execute.untiled import Untiled, execute_untiled
 from npusim.export.registry import export
 
 from .conftest import NETWORKS, Case, run_models
@@ -80,7 +79,7 @@ def test_on_the_same_inputs_each_layer_is_within_one_step_of_the_executor(
     (tmp_path / "layers").mkdir()
     model = onnx.load(tmp_path / "q.onnx")
     expected = {}
-    for number, (name, part, feeds, stored) in enumerate(layer_models(case.source, case.inputs, model)):
+    for number, (name, part, feeds, stored) in enumerate(layer_models(case.source, untiled(case), model)):
         onnx.save(part, tmp_path / "layers" / f"{number}.onnx")
         np.savez(tmp_path / "layers" / f"{number}.npz", **feeds)
         expected[str(number)] = (name, stored)
@@ -92,11 +91,13 @@ def test_on_the_same_inputs_each_layer_is_within_one_step_of_the_executor(
             assert share >= SHARE, (python, name, share)
 
 
+def untiled(case: Case) -> Untiled:
+    """The executor, before its first layer."""
+    return Untiled(case.source.graph, case.source.numbers, case.inputs)
+
+
 def _ours(case: Case) -> dict[str, Any]:
-    run = Untiled(case.source.graph, case.source.numbers, case.inputs)
-    for layer in case.source.graph.layers:
-        run.layer(layer)
-    return unpack(case.source.graph, run.decoded)
+    return execute_untiled(case.source.graph, case.source.numbers, case.inputs)
 
 
 # ---- what is written ---------------------------------------------------------------------------------------------------
