@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from npusim.api import Profile, load_graph, profile
-from npusim.calibrate import choose_scales, measure_ranges, save_scales, seeded_inputs
+from npusim.calibrate import choose_scales, measure_ranges, seeded_inputs
 from npusim.deployment import PLAN_FILE, SCALES_FILE, run_onnxruntime
 from npusim.execute.measure import closeness
 from npusim.execute.untiled import Untiled
@@ -22,6 +22,7 @@ from npusim.execute.windows import unpack
 from npusim.export.registry import export
 from npusim.export.source import ExportSource, open_source
 from npusim.models.checkpoints import build
+from npusim.scales import save_scales
 from npusim.weights import open_weights
 
 from .conftest import run_models
@@ -50,8 +51,8 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Unet:
     assert isinstance(found, Profile)
     scales = choose_scales(graph, found.plan, measure_ranges(graph, open_weights(model, graph), [inputs]))
     (folder / "run").mkdir()
-    (folder / "run" / PLAN_FILE).write_text(found.plan.to_json())
-    save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
+    plan = save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
+    (folder / "run" / PLAN_FILE).write_text(plan.to_json())
     source = open_source(folder / "run", str(model))
     return Unet(source=source, model=model, inputs=inputs, reference=run_onnxruntime(model, inputs))
 
