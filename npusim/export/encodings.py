@@ -91,9 +91,8 @@ def _chosen(
 def _notes(lost: Sequence[str]) -> tuple[str, ...]:
     if not lost:
         return ()
-    return (
-        f"{len(lost)} scales have no quantizer in AIMET or no name in the model and are left out: {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}",
-    )
+    few = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
+    return (f"{len(lost)} scales have no quantizer in AIMET or no name in the model and are left out: {few}",)
 
 
 # ---- from stages and weights to names ---------------------------------------------------------------------------------
