@@ -28,7 +28,7 @@ def export(
         typer.Option(help="The file to write (default beside the run directory: RUN + the target's ending)."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="An option of the target: NAME or NAME=VALUE.")
+        list[str] | None, typer.Option(help="An option of the target: NAME=VALUE, or NAME alone (see --list).")
     ] = None,
     contrib: Annotated[
         bool, typer.Option("--contrib", help="onnx-qdq: operators of com.microsoft at opset 17.")
@@ -76,6 +76,7 @@ def _print_targets() -> None:
     """Every target with what it carries and loses; a package that cannot be loaded is named, the others still stand."""
     from rich.console import Console
     from rich.markup import escape
+    from rich.table import Table
 
     from npusim.errors import ExportError
     from npusim.export.registry import offers
@@ -89,6 +90,9 @@ def _print_targets() -> None:
             console.print(f"  [red]{escape(str(error))}[/red]")
             continue
         rows = {"writes": found.title, "carries": found.carries, "loses": found.loses}
-        rows |= {f"--option {name}": what for name, what in found.options.items()}
+        rows |= {f"--option {name}=VALUE": what for name, what in found.options.items()}
+        rows |= {f"--option {name}": what for name, what in found.flags.items()}
+        table = Table.grid(padding=(0, 2))
         for name, text in rows.items():
-            console.print(f"  {name}: {escape(text)}")
+            table.add_row(f"  {escape(name)}", escape(text))
+        console.print(table)

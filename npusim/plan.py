@@ -182,7 +182,7 @@ def load_plan(path: Path) -> Plan:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
-            f"{path}: cannot be read ({error}); give a run directory written by 'npusim profile'"
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give a run directory written by 'npusim profile'"
         ) from error
     return parse_plan(text, where=str(path))
 

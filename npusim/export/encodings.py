@@ -92,7 +92,7 @@ def _notes(lost: Sequence[str]) -> tuple[str, ...]:
     if not lost:
         return ()
     few = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
-    return (f"{len(lost)} scales have no quantizer in AIMET or no name in the model and are left out: {few}",)
+    return (f"left out, without a quantizer in AIMET or a name in the model: {len(lost)} of the scales ({few})",)
 
 
 # ---- from stages and weights to names ---------------------------------------------------------------------------------

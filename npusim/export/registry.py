@@ -31,7 +31,8 @@ class Exporter:
         suffix: ending of the file that it writes by default.
         carries, loses: what of the deployment the format holds, and what it cannot hold.
         write: writes the files; raises `ExportError` with the name of what the format cannot express.
-        options: name -> what it does, for `--option NAME` or `--option NAME=VALUE`.
+        options: name -> what it does, for `--option NAME=VALUE`.
+        flags: name -> what it does, for `--option NAME`.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Exporter:
     loses: str
     write: Write
     options: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,15 +101,24 @@ def find_exporter(name: str) -> Exporter:
 
 
 def check_options(name: str, exporter: Exporter, options: Mapping[str, str]) -> None:
-    """Refuse options that a target does not have.
+    """Refuse options that a target does not have, options without a value, flags with one.
 
     Raises:
-        ExportError: with the options that it has.
+        ExportError: with what the target takes.
     """
-    for option in options:
-        if option not in exporter.options:
-            allowed = ", ".join(exporter.options) or "none"
+    for option, value in options.items():
+        if option in exporter.flags:
+            if value:
+                raise ExportError(
+                    f"--option is '{option}={value}'; {option} takes no value: give --option {option}, or leave it out"
+                )
+        elif option not in exporter.options:
+            allowed = ", ".join([*exporter.options, *exporter.flags]) or "none"
             raise ExportError(f"--option is '{option}'; options of the target {name} are: {allowed}")
+        elif not value:
+            raise ExportError(
+                f"--option is '{option}'; {option} takes a value ({exporter.options[option]}): give --option {option}=VALUE"
+            )
 
 
 def export(
@@ -120,10 +131,11 @@ def export(
 
     Raises:
         ExportError: no such target or option, or the target cannot express a layer.
-        OutputError: the place cannot be written.
+        OutputError: the place cannot be written, or holds what is exported.
     """
     exporter = find_exporter(name)
     check_options(name, exporter, options or {})
+    _check_place(source, out)
     aside = _folder_beside(out)
     try:
         notes = tuple(exporter.write(source, aside / out.name, options or {}))
@@ -134,6 +146,18 @@ def export(
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_place(source: ExportSource, out: Path) -> None:
+    """Neither over the model, nor among the files of the run."""
+    model = Path(source.model)
+    if model.is_file() and out.resolve() == model.resolve():
+        raise OutputError(f"{out}: is the model itself; give another place with --out")
+    if out.resolve().is_relative_to(source.directory.resolve()):
+        raise OutputError(
+            f"{out}: lies in the run directory, which holds what npusim profile writes and nothing else; "
+            "give another place with --out"
+        )
 
 
 def _folder_beside(out: Path) -> Path:

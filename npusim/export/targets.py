@@ -85,5 +85,5 @@ ONNX_QDQ = Exporter(
     carries="every stored stage's integers, weights per output channel, 32-bit biases",
     loses="tiles, engines, times; between stages runtimes compute in FP32, not in our integers; -32768 is not cut off",
     write=write_onnx_qdq,
-    options={"contrib": "operators of com.microsoft, opset 17, for older runtimes (also: --contrib)"},
+    flags={"contrib": "operators of com.microsoft, opset 17, for older runtimes (also: --contrib)"},
 )

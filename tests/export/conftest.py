@@ -43,9 +43,10 @@ NETWORKS: Mapping[str, Callable[[Path], Path]] = _execute_conftest().NETWORKS
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A planned network to export, inputs for it, and onnxruntime's FP32 outputs of the original."""
+    """A planned network to export, its summary, inputs for it, and onnxruntime's FP32 outputs of the original."""
 
     source: ExportSource
+    summary: Mapping[str, Any]
     model: Path
     inputs: Arrays
     reference: Arrays
@@ -85,7 +86,37 @@ def _make(folder: Path, net: Any, name: str, precision: str, tiles: str, sram_by
         plan = save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
         (folder / "run" / PLAN_FILE).write_text(plan.to_json())
     source = open_source(folder / "run", str(model))
-    return Case(source=source, model=model, inputs=inputs, reference=run_onnxruntime(model, inputs))
+    reference = run_onnxruntime(model, inputs)
+    return Case(source=source, summary=found.summary, model=model, inputs=inputs, reference=reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A simulated deployment to export, and its summary."""
+
+    source: ExportSource
+    summary: Mapping[str, Any]
+
+
+@pytest.fixture(scope="session", params=["pieces and attention", "row chains", "BK-SDM-Tiny"])
+def timed(
+    request: pytest.FixtureRequest,
+    cases: Callable[..., Case],
+    unet_profile: Callable[[str, str], api.Profile],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Timed:
+    """Small networks with every kind of segment, and the full-size one as `auto` plans it."""
+    if request.param == "BK-SDM-Tiny":
+        found, folder = unet_profile("auto", "decoupled"), tmp_path_factory.mktemp("bk-sdm-tiny")
+        (folder / PLAN_FILE).write_text(found.plan.to_json())
+        made = Timed(source=open_source(folder, "bk-sdm-tiny"), summary=found.summary)
+    else:
+        tiled = {"tiles": "4", "sram_bytes": 16384} if request.param == "row chains" else {}
+        case = cases("unet", **tiled)
+        made = Timed(source=case.source, summary=case.summary)
+    kinds = {segment.kind for segment in made.source.plan.segments}
+    assert kinds == ({"attention"} if request.param == "pieces and attention" else {"attention", "rows"})
+    return made
 
 
 @pytest.fixture(scope="session")

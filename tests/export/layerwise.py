@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from npusim.execute.stages import stage_keys
 from npusim.execute.untiled import Untiled
 from npusim.export.source import ExportSource
+from npusim.quantize import decode
 
 
 def within_one_step(stored: Any, found: Any) -> float:
@@ -18,28 +20,56 @@ def within_one_step(stored: Any, found: Any) -> float:
     return float(np.mean(np.abs(stored.astype(np.int32).ravel() - found.astype(np.int32).ravel()) <= 1))
 
 
+Part = tuple[str, Any, dict[str, Any], Any]
+
+
 def layer_models(
-    source: ExportSource, run: Untiled, model: Any
-) -> Iterator[tuple[str, Any, dict[str, Any], Any]]:
+    source: ExportSource, run: Untiled, model: Any, seen: dict[str, list[Any]] | None = None
+) -> Iterator[Part]:
     """Each layer's name, its part of the model, the executor's operands, and the integers that the executor stores.
 
-    `run` has not begun, and is over when every layer was taken. A part reads dequantized values and ends in the QuantizeLinear of
-    the layer's output. Its constants may lie in the file beside the model.
+    A part reads dequantized values and ends in the QuantizeLinear of the layer's output. Its constants may lie in the file
+    beside the model.
+
+    Args:
+        run: has not begun, and is over when every layer was taken.
+        seen: what the observer of `run` fills, stage by stage. Then parts are stages, not layers, and each stage reads what the
+            executor stored in the one before: a step there is not magnified by a finer scale here.
     """
-    producer = {n.output[0]: n for n in model.graph.node}
-    stored_as = {n.input[0].rsplit(":", 1)[0]: n for n in model.graph.node if _is_activation(n)}
-    constants = {i.name: i for i in model.graph.initializer}
-    shapes = _shapes(model)
+    graph = _Graph(model)
     for layer in source.graph.layers:
         ends = {
-            stored_as[t].output[0]: run.decoded(t) for t in dict.fromkeys(layer.reads()) if t in stored_as
+            graph.stored_as[t].output[0]: run.decoded(t)
+            for t in dict.fromkeys(layer.reads())
+            if t in graph.stored_as
         }
+        if seen is not None:
+            seen.clear()
         run.layer(layer)
-        target = stored_as[layer.output].input[0]
-        nodes, used = _backwards(producer, constants, target, set(ends))
+        stored = {key: values[0] for key, values in (seen or {}).items() if len(values) == 1}
+        stored[layer.output] = run.values[layer.output]
+        for key in (k for k in stage_keys(layer) if k in stored):
+            values = stored[key]
+            yield key, *graph.part(key, ends, values)
+            ends[graph.stored_as[key].output[0]] = decode(values, source.numbers.formats[key])
+
+
+class _Graph:
+    """The exported model, looked up by name."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.producer = {n.output[0]: n for n in model.graph.node}
+        self.stored_as = {n.input[0].rsplit(":", 1)[0]: n for n in model.graph.node if _is_activation(n)}
+        self.constants = {i.name: i for i in model.graph.initializer}
+        self.shapes = _shapes(model)
+
+    def part(self, key: str, ends: dict[str, Any], values: Any) -> tuple[Any, dict[str, Any], Any]:
+        """The nodes between `ends` and a stored stage as a model, its inputs, and `values` as the graph writes them."""
+        target = self.stored_as[key].input[0]
+        nodes, used = _backwards(self.producer, self.constants, target, set(ends))
         read = {i for n in nodes for i in n.input}
-        feeds = {name: _as_written(values, shapes[name]) for name, values in ends.items() if name in read}
-        values = run.values[layer.output]
+        feeds = {name: _as_written(v, self.shapes[name]) for name, v in ends.items() if name in read}
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
         part = helper.make_model(
             helper.make_graph(
@@ -47,12 +77,12 @@ def layer_models(
                 "layer",
                 [helper.make_tensor_value_info(n, TensorProto.FLOAT, v.shape) for n, v in feeds.items()],
                 [helper.make_tensor_value_info("integers", kind, None)],
-                [constants[c] for c in used],
+                [self.constants[c] for c in used],
             ),
-            opset_imports=model.opset_import,
-            ir_version=model.ir_version,
+            opset_imports=self.model.opset_import,
+            ir_version=self.model.ir_version,
         )
-        yield layer.name, part, feeds, _as_written(values, shapes[target])
+        return part, feeds, _as_written(values, self.shapes[target])
 
 
 def _is_activation(node: Any) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from npusim.deployment import PLAN_FILE, SCALES_FILE
+
 from .conftest import Case
 
 NPUSIM = (sys.executable, "-c", "from npusim.cli import main; main()")
@@ -45,6 +47,10 @@ def test_the_default_place_is_beside_the_run_directory(cases: Callable[..., Case
         (["RUN", "--model", "MODEL", "--to", "tflite"], "--to is 'tflite'; installed targets are"),
         (["RUN", "--model", "MODEL", "--to", "csv", "--contrib"], "--option is 'contrib'; options of the target csv are: none"),
         (["RUN", "--model", "MODEL", "--to", "csv", "--option", "=1"], "--option is '=1'; it takes NAME or NAME=VALUE"),
+        (["RUN", "--model", "MODEL", "--to", "onnx-qdq", "--option", "contrib=no"], "contrib takes no value: give --option contrib"),
+        (["RUN", "--model", "MODEL", "--to", "encodings", "--option", "version"], "or 1.0.0): give --option version=VALUE"),
+        (["RUN", "--model", "MODEL", "--to", "onnx-qdq", "--out", "MODEL"], "is the model itself; give another place with --out"),
+        (["RUN", "--model", "MODEL", "--to", "csv", "--out", "IN_RUN"], "lies in the run directory"),
         (["RUN", "--model", "nowhere.onnx", "--to", "csv"], "nowhere.onnx: no such file"),
         (["RUN", "--model", "OTHER", "--to", "csv"], "give the model that was profiled"),
         (["nowhere", "--model", "MODEL", "--to", "csv"], "give a run directory written by 'npusim profile'"),
@@ -59,12 +65,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ) -> None:
     case, other = cases("geglu"), cases("self_attention")
     monkeypatch.chdir(tmp_path)
-    places = {"RUN": case.source.directory, "MODEL": case.model, "OTHER": other.model}
+    run, before = case.source.directory, case.model.read_bytes()
+    places = {"RUN": run, "MODEL": case.model, "OTHER": other.model, "IN_RUN": run / PLAN_FILE}
     done = _export(*(places.get(a, a) for a in arguments))
     assert done.returncode == 2
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+    assert case.model.read_bytes() == before
+    assert {p.name for p in run.iterdir()} == {PLAN_FILE, SCALES_FILE}
 
 
 def test_a_zoo_name_is_enough_for_tables_and_refused_where_weights_are_needed(tmp_path: Path) -> None:

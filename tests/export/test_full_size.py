@@ -1,16 +1,16 @@
-"""BK-SDM-Tiny's U-Net at full size, with seeded weights, through both ONNX targets."""
+"""Real networks through the targets that need weights: BK-SDM-Tiny's U-Net with seeded weights, and the trained U-Net that ships."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from npusim.api import Profile, load_graph, profile
@@ -25,26 +25,41 @@ from npusim.models.checkpoints import build
 from npusim.scales import save_scales
 from npusim.weights import open_weights
 
-from .conftest import run_models
+from .conftest import run_models, run_script
 from .layerwise import layer_models, within_one_step
 
 pytestmark = pytest.mark.slow
+
+SHIPPED = Path(__file__).parents[2] / "training" / "shipped" / "edgefusion-toy" / "unet"
+#: Name -> what `npusim models build` is told: the network, its weights.
+BUILT = {"bk-sdm-tiny": ("bk-sdm-tiny", "random"), "edgefusion-toy": ("custom", str(SHIPPED))}
+#: Compared stage by stage: in one of its 268 layers (99.84 % within a step) SiLU's scale is finer than that of the norm before it,
+#: so that a step there is two steps here.
+BY_STAGE = {"edgefusion-toy"}
+SHARE, DECIBELS = 0.999, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unet:
     """The planned network, inputs, and onnxruntime's FP32 outputs."""
 
+    name: str
     source: ExportSource
     model: Path
     inputs: Mapping[str, Any]
     reference: Mapping[str, Any]
 
+    def sqnr_db(self, outputs: Mapping[str, Any]) -> float:
+        """Of its one output."""
+        ((name, reference),) = self.reference.items()
+        return closeness(outputs[name], reference).sqnr_db
 
-@pytest.fixture(scope="module")
-def unet(tmp_path_factory: pytest.TempPathFactory) -> Unet:
+
+@pytest.fixture(scope="module", params=BUILT)
+def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Unet:
     folder = tmp_path_factory.mktemp("unet")
-    model = build("bk-sdm-tiny", out=folder / "m.onnx")
+    name, weights = BUILT[request.param]
+    model = build(name, weights=weights, out=folder / "m.onnx")
     graph = load_graph(model)
     inputs = next(seeded_inputs(graph))
     found = profile(graph)
@@ -54,10 +69,12 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Unet:
     plan = save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
     (folder / "run" / PLAN_FILE).write_text(plan.to_json())
     source = open_source(folder / "run", str(model))
-    return Unet(source=source, model=model, inputs=inputs, reference=run_onnxruntime(model, inputs))
+    reference = run_onnxruntime(model, inputs)
+    return Unet(name=request.param, source=source, model=model, inputs=inputs, reference=reference)
 
 
 def test_tiled_is_within_1e_5_and_nothing_of_torch_is_left(unet: Unet, tmp_path: Path) -> None:
+    assert {s.kind for s in unet.source.plan.segments} == {"attention", "rows"}
     export(unet.source, "onnx-tiled", tmp_path / "t.onnx")
     written = (tmp_path / "t.onnx").read_bytes()
     assert b"site-packages" in unet.model.read_bytes()  # what torch leaves
@@ -74,24 +91,47 @@ def test_quantized_is_the_deployment_layer_by_layer_and_end_to_end(
 ) -> None:
     export(unet.source, "onnx-qdq", tmp_path / "q.onnx")
     assert b"site-packages" not in (tmp_path / "q.onnx").read_bytes()
-    model = onnx.load(tmp_path / "q.onnx", load_external_data=False)
-    run = Untiled(unet.source.graph, unet.source.numbers, unet.inputs)
-    for name, part, feeds, stored in layer_models(unet.source, run, model):
-        share = within_one_step(stored, _run_part(tmp_path / "layer.onnx", part, feeds))
-        assert share >= 0.999, (name, share)
-    ours = unpack(unet.source.graph, run.decoded)
     np.savez(tmp_path / "q.npz", **unet.inputs)
+    model = onnx.load(tmp_path / "q.onnx", load_external_data=False)
+    seen: dict[str, list[Any]] | None = {} if unet.name in BY_STAGE else None
+    run = Untiled(
+        unet.source.graph, unet.source.numbers, unet.inputs, observe=partial(_keep, seen) if seen is not None else None
+    )  # fmt: skip
+    parts = layer_models(unet.source, run, model, seen)
+    expected = {}
+    for number, (name, part, feeds, stored) in enumerate(parts):
+        onnx.save(part, tmp_path / f"{number}.onnx")  # its constants lie in the file beside the whole model
+        np.savez(tmp_path / f"{number}.npz", **feeds)
+        expected[str(number)] = (name, stored)
+    assert len(expected) >= len(unet.source.graph.layers)
+    ours = unet.sqnr_db(unpack(unet.source.graph, run.decoded))
     for python in (Path(sys.executable), reader("onnxruntime-1.18")):
-        found = run_models(python, tmp_path)["q"]
-        for output, reference in unet.reference.items():
-            lost, expected = (closeness(v[output], reference).sqnr_db for v in (found, ours))
-            assert abs(lost - expected) < 0.2, (python, lost, expected)
+        found = run_models(python, tmp_path)
+        lost = unet.sqnr_db(found.pop("q"))
+        assert abs(lost - ours) < DECIBELS, (python, lost, ours)
+        assert found.keys() == expected.keys()
+        for part_name, (name, stored) in expected.items():
+            share = within_one_step(stored, found[part_name]["integers"])
+            assert share >= SHARE, (python, name, share)
 
 
-def _run_part(path: Path, part: Any, feeds: Mapping[str, Any]) -> Any:
-    """The integers of one layer; its constants lie in the file beside the whole model."""
-    onnx.save(part, path)
-    try:
-        return onnxruntime.InferenceSession(str(path)).run(None, dict(feeds))[0]
-    finally:
-        path.unlink()
+def _keep(seen: dict[str, list[Any]], key: str, values: Any) -> None:
+    seen.setdefault(key, []).append(values)
+
+
+@pytest.mark.readers
+@pytest.mark.parametrize(
+    ("unet", "version"),
+    [("bk-sdm-tiny", "2.0.0"), ("edgefusion-toy", "2.0.0"), ("edgefusion-toy", "1.0.0")],
+    indirect=["unet"],
+)
+def test_aimet_loses_as_much_as_onnx_qdq(unet: Unet, reader: Any, tmp_path: Path, version: str) -> None:
+    export(unet.source, "onnx-qdq", tmp_path / "q.onnx")
+    export(unet.source, "encodings", tmp_path / "e.encodings", {"version": version})
+    np.savez(tmp_path / "in.npz", **unet.inputs)
+    places = (tmp_path / "e.encodings", tmp_path / "in.npz", tmp_path / "out.npz")
+    run_script(reader("aimet"), "run_aimet.py", unet.model, *places)
+    with np.load(tmp_path / "out.npz") as outputs:
+        lost = unet.sqnr_db(outputs)
+    quantized = unet.sqnr_db(run_onnxruntime(tmp_path / "q.onnx", unet.inputs))
+    assert abs(lost - quantized) < DECIBELS, (lost, quantized)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import numpy as np
 import onnx
 import pytest
 
+from npusim import api
+from npusim.calibrate import seeded_inputs
+from npusim.deployment import PLAN_FILE
 from npusim.errors import ExportError
 from npusim.execute.measure import closeness
 from npusim.export.registry import export
+from npusim.export.source import ExportSource, open_source
 
 from .conftest import NETWORKS, Case, run_models
 
 #: Little SRAM and several tiles: many pieces.
 SMALL = {"precision": "fp32", "tiles": "4", "sram_bytes": 16384}
+#: Less SRAM and no segments: more pieces.
+PIECES = {"precision": "fp32", "tiles": "none", "sram_bytes": 8192}
 
 
 @pytest.mark.parametrize("name", ["unet", *NETWORKS])
@@ -39,30 +46,70 @@ def _run(case: Case, folder: Path) -> dict[str, Any]:
     return run_onnxruntime(folder / "t.onnx", case.inputs)
 
 
-@pytest.mark.parametrize("name", ["conv_silu_conv", "grouped", "resize_pool", "rearranged"])
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        *((name, PIECES) for name in ("conv_silu_conv", "grouped", "resize_pool", "rearranged")),
+        *((name, SMALL) for name in ("conv_silu_conv", "grouped", "resize_pool")),
+    ],
+)
 def test_convolution_and_elementwise_chains_are_bit_identical(
-    cases: Callable[..., Case], tmp_path: Path, name: str
+    cases: Callable[..., Case], tmp_path: Path, name: str, plan: dict[str, Any]
 ) -> None:
-    """Without the runtime's own fusions, which differ between a whole network and its pieces."""
-    import sys
-
-    case = cases(name, precision="fp32", tiles="none", sram_bytes=8192)
-    export(case.source, "onnx-tiled", tmp_path / "tiled.onnx")
-    (tmp_path / "whole.onnx").write_bytes(case.model.read_bytes())
-    for model in ("tiled", "whole"):
-        np.savez(tmp_path / f"{model}.npz", **case.inputs)
-    found = run_models(Path(sys.executable), tmp_path, "basic")
-    for output, values in found["whole"].items():
-        np.testing.assert_array_equal(found["tiled"][output], values)
+    case = cases(name, **plan)
+    assert [s.kind for s in case.source.plan.segments] == ([] if plan is PIECES else ["rows"])
+    pairs = _whole_and_tiled(case.source, case.model, case.inputs, tmp_path)
+    if name == "resize_pool" and plan is SMALL:  # a linear Resize in bands is written by its taps
+        np.testing.assert_allclose(*pairs.pop(), rtol=0, atol=1e-6)
+    for whole, tiled in pairs:
+        np.testing.assert_array_equal(tiled, whole)
 
 
+@pytest.mark.parametrize("tiles", ["none", "7", "16"])
+def test_a_residual_block_of_full_size_is_bit_identical(net: Any, tmp_path: Path, tiles: str) -> None:
+    """Convolution, SiLU, convolution, sum at the U-Net's largest size, on the default hardware."""
+    builder = net()
+    x = builder.input("x", 1, 320, 64, 64)
+    y = x
+    for _ in range(2):
+        weights = [builder.weight(320, 320, 3, 3), builder.weight(320)]
+        y = builder.node("Conv", [y, *weights], (1, 320, 64, 64), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        y = builder.node("Mul", [y, builder.node("Sigmoid", [y], (1, 320, 64, 64))], (1, 320, 64, 64))
+    model = tmp_path / "m.onnx"
+    model.write_bytes(builder.output(builder.node("Add", [y, x], (1, 320, 64, 64))).bytes())
+    found = api.profile(model, tiles=tiles)
+    assert isinstance(found, api.Profile)
+    assert [s.kind for s in found.plan.segments] == ([] if tiles == "none" else ["rows"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / PLAN_FILE).write_text(found.plan.to_json())
+    inputs = next(seeded_inputs(found.graph))
+    source = open_source(tmp_path / "run", str(model))
+    for whole, tiled in _whole_and_tiled(source, model, inputs, tmp_path / "out"):
+        np.testing.assert_array_equal(tiled, whole)
+
+
+def _whole_and_tiled(
+    source: ExportSource, model: Path, inputs: Mapping[str, Any], folder: Path
+) -> list[tuple[Any, Any]]:
+    """Each output of the model and of its tiled graph, without the runtime's own fusions: those differ between a whole and its pieces."""
+    export(source, "onnx-tiled", folder / "tiled.onnx")
+    (folder / "whole.onnx").write_bytes(model.read_bytes())
+    for name in ("tiled", "whole"):
+        np.savez(folder / f"{name}.npz", **inputs)
+    found = run_models(Path(sys.executable), folder, "basic")
+    return [(values, found["tiled"][output]) for output, values in found["whole"].items()]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("self_attention", "attention"), ("conv_silu_conv", "rows")])
 def test_nodes_are_named_after_layer_and_tile_and_every_tile_of_the_plan_is_there(
-    cases: Callable[..., Case], tmp_path: Path
+    cases: Callable[..., Case], tmp_path: Path, name: str, kind: str
 ) -> None:
-    case = cases("self_attention", **SMALL)
+    case = cases(name, **SMALL)
     export(case.source, "onnx-tiled", tmp_path / "t.onnx")
     graph = onnx.load(tmp_path / "t.onnx").graph
-    segment = case.source.plan.segments[0]
+    (segment,) = case.source.plan.segments
+    assert segment.kind == kind
+    assert segment.tile_count > 1
     for layer in segment.layers:
         tiles = {int(m[1]) for n in graph.node if (m := re.match(re.escape(layer) + r"#tile(\d+)/", n.name))}
         assert tiles == set(range(segment.tile_count))

@@ -18,15 +18,15 @@ from npusim.errors import BadInputError, MissingExtraError
 from npusim.export.registry import export
 from npusim.trace import lane_busy_ps, sram_occupancy
 
-from .conftest import Case
+from .conftest import Case, Timed
 
 PS_PER_US = 10**6
 
 
 @pytest.fixture(scope="module")
-def events(cases: Callable[..., Case], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def events(timed: Timed, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     path = tmp_path_factory.mktemp("trace") / "t.json.gz"
-    export(cases("unet").source, "trace", path)
+    export(timed.source, "trace", path)
     found: list[Any] = json.loads(gzip.decompress(path.read_bytes()), parse_float=Decimal, parse_int=Decimal)[
         "traceEvents"
     ]
@@ -44,8 +44,8 @@ def test_slices_of_a_track_are_in_order_and_do_not_overlap(events: list[Any]) ->
             assert before["ts"] + before["dur"] <= after["ts"]
 
 
-def test_busy_time_of_each_track_is_the_summarys(events: list[Any], cases: Callable[..., Case]) -> None:
-    source = cases("unet").source
+def test_busy_time_of_each_track_is_the_summarys(events: list[Any], timed: Timed) -> None:
+    source = timed.source
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     busy: dict[str, Decimal] = defaultdict(Decimal)
     for e in events:
@@ -54,17 +54,18 @@ def test_busy_time_of_each_track_is_the_summarys(events: list[Any], cases: Calla
     expected = lane_busy_ps(source.program, source.trace)
     assert set(names.values()) == set(expected)
     assert {n: busy[n] * PS_PER_US for n in expected} == expected
+    makespan = Decimal(source.trace.makespan_ps)
+    assert {n: float(busy[n] * PS_PER_US / makespan) for n in expected} == timed.summary["engine_busy"]
 
 
-def test_counters_are_the_sram_in_use_and_the_bandwidth(
-    events: list[Any], cases: Callable[..., Case]
-) -> None:
-    source = cases("unet").source
+def test_counters_are_the_sram_in_use_and_the_bandwidth(events: list[Any], timed: Timed) -> None:
+    source = timed.source
     times, sizes = sram_occupancy(source.program, source.trace)
     found = [(e["ts"] * PS_PER_US, e["args"]["bytes"]) for e in events if e["name"] == "SRAM bytes"]
     assert found == list(zip(times.tolist(), sizes.tolist(), strict=True))
     rates = [(e["ts"] * PS_PER_US, e["args"]["bytes_per_s"]) for e in events if e["name"] == "DRAM bytes/s"]
     assert rates == [tuple(r) for r in source.trace.bandwidth.tolist()]
+    assert max(size for _, size in found) == timed.summary["peak_sram_bytes"]
 
 
 def test_a_run_directory_has_the_same_trace(cases: Callable[..., Case], tmp_path: Path) -> None:
@@ -80,10 +81,10 @@ def test_a_run_directory_has_the_same_trace(cases: Callable[..., Case], tmp_path
     assert (tmp_path / "t.json").read_bytes() == (tmp_path / "run" / "trace.json").read_bytes()
 
 
-def test_perfettos_own_classes_read_the_protobuf(cases: Callable[..., Case], tmp_path: Path) -> None:
+def test_perfettos_own_classes_read_the_protobuf(timed: Timed, tmp_path: Path) -> None:
     from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
-    source = cases("unet").source
+    source = timed.source
     export(source, "trace", tmp_path / "t.pftrace")
     trace = proto.Trace()
     trace.ParseFromString((tmp_path / "t.pftrace").read_bytes())
@@ -93,22 +94,22 @@ def test_perfettos_own_classes_read_the_protobuf(cases: Callable[..., Case], tmp
     opened: dict[int, int] = {}
     last: dict[int, int] = defaultdict(int)
     busy: dict[str, int] = defaultdict(int)
-    count = 0
+    count: dict[str, int] = defaultdict(int)
     for packet in trace.packet:
         event = packet.track_event
         if event.type == proto.TrackEvent.TYPE_SLICE_BEGIN:
             assert event.track_uuid not in opened
             assert packet.timestamp >= last[event.track_uuid]
             opened[event.track_uuid] = packet.timestamp
-            count += 1
+            count[names[event.track_uuid].name] += 1
         elif event.type == proto.TrackEvent.TYPE_SLICE_END:
             busy[names[event.track_uuid].name] += packet.timestamp - opened.pop(event.track_uuid)
             last[event.track_uuid] = packet.timestamp
     assert not opened
     engines = [len(g.engines) for g in source.program.gangs]
-    assert count == sum(engines[g] for g in source.program.commands.gang.tolist())
+    assert sum(count.values()) == sum(engines[g] for g in source.program.commands.gang.tolist())
     for lane, expected in lane_busy_ps(source.program, source.trace).items():
-        assert abs(busy[lane] * 1000 - expected) <= 1000 * count, lane
+        assert abs(busy[lane] * 1000 - expected) <= 1000 * count[lane], lane
     counters = {n.name for n in names.values() if n.HasField("counter")}
     assert counters == {"SRAM", "DRAM"}
 

@@ -32,5 +32,5 @@ HINTS = Exporter(
     carries="tiles of segments, rows and columns of pieces",
     loses="everything else: addresses, engines, precisions, times",
     write=write,
-    options={"pretty": "indented"},
+    flags={"pretty": "indented"},
 )
