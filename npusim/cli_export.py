@@ -28,7 +28,8 @@ def export(
         typer.Option(help="The file to write (default beside the run directory: RUN + the target's ending)."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="An option of the target: NAME=VALUE, or NAME alone (see --list).")
+        list[str] | None,
+        typer.Option(help="An option of the target: NAME=VALUE, or NAME alone (see --list)."),
     ] = None,
     contrib: Annotated[
         bool, typer.Option("--contrib", help="onnx-qdq: operators of com.microsoft at opset 17.")

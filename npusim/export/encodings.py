@@ -92,7 +92,9 @@ def _notes(lost: Sequence[str]) -> tuple[str, ...]:
     if not lost:
         return ()
     few = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
-    return (f"left out, without a quantizer in AIMET or a name in the model: {len(lost)} of the scales ({few})",)
+    return (
+        f"left out, without a quantizer in AIMET or a name in the model: {len(lost)} of the scales ({few})",
+    )
 
 
 # ---- from stages and weights to names ---------------------------------------------------------------------------------
