@@ -14,6 +14,7 @@ from npusim.export.onnx_graph import GraphWriter
 from npusim.export.onnx_numbers import MATRIX, ROWS, VECTOR, Constant, Numbers, kernel
 from npusim.export.onnx_spatial import SpatialNodes
 from npusim.export.onnx_values import Layouts, Value
+from npusim.export.source import inexpressible
 from npusim.graph import Graph, Layer, Shape4
 from npusim.lower.geometry import TensorBox
 from npusim.ops import index_tensors
@@ -107,11 +108,7 @@ class LayerNodes:
             ExportError: no standard operators express it.
         """
         if layer.op not in _VECTOR:
-            what = layer.attributes.get("onnx_op", layer.op)
-            raise ExportError(
-                f"layer '{layer.name}' stands for the ONNX operator {what}, which npusim can cost but not write; "
-                "export the model again without that operator"
-            )
+            raise inexpressible(layer)
         return self._stored(layer, MAIN, _VECTOR[layer.op](self, layer, reads, out))
 
     def epilogue(self, layer: Layer, position: int, reads: Reads) -> Value:

@@ -11,9 +11,9 @@ from pathlib import Path
 import npusim
 from npusim.cost import Work
 from npusim.deployment import PLAN_FILE, SCALES_FILE, match_plan
-from npusim.errors import BadInputError
+from npusim.errors import BadInputError, ExportError
 from npusim.execute.formats import Numbers, numbers_for
-from npusim.graph import Graph
+from npusim.graph import Graph, Layer
 from npusim.models import zoo
 from npusim.onnx_model import OnnxModel
 from npusim.onnx_reader import read_onnx
@@ -72,12 +72,16 @@ class ExportSource:
 
         Raises:
             BadInputError: the plan needs scales, and `npusim quantize` has not measured them.
+            ExportError: nobody can measure them, since a layer cannot be run.
         """
         return numbers_for(self.graph, self.plan, self.weights, self._scales())
 
     def _scales(self) -> Mapping[str, float] | None:
         file = self.directory / SCALES_FILE
         if self.needs_scales and not file.is_file():
+            for layer in self.graph.layers:
+                if layer.op == "unknown":
+                    raise inexpressible(layer)
             raise BadInputError(
                 f"{self.directory}: holds no {SCALES_FILE}, and its plan computes in {self.plan.options.precision}; "
                 f"run 'npusim quantize {self.directory} --model {self.model}' first"
@@ -109,6 +113,15 @@ class ExportSource:
             "npusim.plan_sha256": hashlib.sha256(plan).hexdigest(),
             "npusim.program_sha256": self.plan.program_sha256,
         }
+
+
+def inexpressible(layer: Layer) -> ExportError:
+    """The error for a layer that npusim has no arithmetic for."""
+    what = layer.attributes.get("onnx_op", layer.op)
+    return ExportError(
+        f"layer '{layer.name}' stands for the ONNX operator {what}, which npusim can cost but not write; "
+        "export the model again without that operator"
+    )
 
 
 def open_source(

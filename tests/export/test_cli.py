@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from npusim import api
 from npusim.deployment import PLAN_FILE, SCALES_FILE
 
 from .conftest import Case
@@ -74,6 +76,22 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())
     assert case.model.read_bytes() == before
     assert {p.name for p in run.iterdir()} == {PLAN_FILE, SCALES_FILE}
+
+
+@pytest.mark.parametrize("target", ["onnx-qdq", "onnx-tiled", "encodings"])
+def test_an_operator_that_cannot_be_expressed_is_named(net: Any, tmp_path: Path, target: str) -> None:
+    """Before scales are asked for: with such an operator nobody can measure them."""
+    builder = net()
+    y = builder.node("Hardmax", [builder.input("x", 1, 8, 16)], (1, 8, 16), axis=-1)
+    (tmp_path / "m.onnx").write_bytes(builder.output(y).bytes())
+    found = api.profile(tmp_path / "m.onnx")
+    assert isinstance(found, api.Profile)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / PLAN_FILE).write_text(found.plan.to_json())
+    done = _export(tmp_path / "run", "--model", tmp_path / "m.onnx", "--to", target)
+    assert done.returncode == 2
+    assert "stands for the ONNX operator Hardmax, which npusim can cost but not write" in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "run"}
 
 
 def test_a_zoo_name_is_enough_for_tables_and_refused_where_weights_are_needed(tmp_path: Path) -> None:
