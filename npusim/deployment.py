@@ -102,7 +102,8 @@ def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Prog
     if program.sha256() != plan.program_sha256:
         raise PlanError(
             f"{directory}: its plan lowers to another Program on {model} than the one that was simulated; "
-            "the shapes, the hardware or npusim's version differ; profile the model again"
+            "the shapes, the plan's hardware or npusim's version differ; "
+            "give the --dim and --shape that it was profiled with, or profile the model again"
         )
     other = graph.model_sha256 != plan.model.sha256
     notes = (f"{model} is another file than the one profiled, with the same layers",) if other else ()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -81,9 +83,18 @@ def read_npz(path: Path) -> dict[str, Array]:
         BadInputError: it is none, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise BadInputError(
-            f"{path}: is no readable .npz file ({error}); write it with numpy.savez"
-        ) from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
+        pickled = isinstance(error, ValueError) and "pickle" in str(error)
+        why = "no archive of arrays, or one with Python objects, which are never loaded" if pickled else error
+        raise BadInputError(f"{path}: is no readable .npz file ({why}); write it with numpy.savez") from error

@@ -93,9 +93,10 @@ def test_bad_inputs_are_refused(tmp_path: Path, arrays: dict[str, Any], message:
 
 def test_inputs_that_are_no_archive_are_refused(tmp_path: Path) -> None:
     run, model = run_folder(tmp_path, precision="fp32")
-    (tmp_path / "x.npz").write_bytes(b"not an archive")
-    with pytest.raises(BadInputError, match=r"is no readable \.npz file"):
-        run_directory(run, model, inputs=tmp_path / "x.npz")
+    for broken in (b"not an archive", b"", b"PK\x03\x04 cut off"):
+        (tmp_path / "x.npz").write_bytes(broken)
+        with pytest.raises(BadInputError, match=r"is no readable \.npz file"):
+            run_directory(run, model, inputs=tmp_path / "x.npz")
 
 
 def test_a_pickle_inside_an_archive_is_never_loaded(tmp_path: Path) -> None:

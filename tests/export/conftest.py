@@ -79,15 +79,21 @@ def _make(folder: Path, net: Any, name: str, precision: str, tiles: str, sram_by
     inputs = next(seeded_inputs(graph, seed=5))
     if name == "embedding":
         inputs = {"x": np.random.default_rng(7).integers(0, 13, (2, 5)).astype(np.float32)}
-    (folder / "run").mkdir()
-    (folder / "run" / PLAN_FILE).write_text(found.plan.to_json())
-    if precision.startswith("w"):
-        scales = choose_scales(graph, found.plan, measure_ranges(graph, open_weights(model, graph), [inputs]))
-        plan = save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
-        (folder / "run" / PLAN_FILE).write_text(plan.to_json())
-    source = open_source(folder / "run", str(model))
+    source = deployed(folder / "run", found, model, inputs)
     reference = run_onnxruntime(model, inputs)
     return Case(source=source, summary=found.summary, model=model, inputs=inputs, reference=reference)
+
+
+def deployed(directory: Path, found: api.Profile, model: Path, inputs: Arrays) -> ExportSource:
+    """A profile as a run directory, with scales from these inputs where it needs some."""
+    plan = found.plan
+    directory.mkdir()
+    if plan.options.precision.startswith("w"):
+        ranges = measure_ranges(found.graph, open_weights(model, found.graph), [inputs])
+        scales = choose_scales(found.graph, plan, ranges)
+        plan = save_scales(directory / SCALES_FILE, scales, plan, method="auto", source="test")
+    (directory / PLAN_FILE).write_text(plan.to_json())
+    return open_source(directory, str(model))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,20 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from npusim.api import Profile, load_graph, profile
+from npusim.calibrate import seeded_inputs
 from npusim.deployment import run_onnxruntime
+from npusim.execute.measure import closeness
+from npusim.execute.untiled import execute_untiled
 from npusim.export.onnx_graph import GraphWriter
 from npusim.export.onnx_numbers import FloatNumbers
 from npusim.export.onnx_signature import Signature
 from npusim.export.onnx_tiled import write_tiled
 from npusim.export.onnx_whole import write_whole
+from npusim.export.registry import export
 from npusim.graph import Graph
 from npusim.onnx_reader import read_onnx
 from npusim.plan import Plan
 from npusim.program import Program
 from npusim.weights import open_weights
 
+from .conftest import deployed
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 #: What the executor runs and the exporters do not write, with reasons.
 LISTED = Path(__file__).with_name("conformance.txt")
 
@@ -65,3 +74,23 @@ def test_what_the_executor_runs_the_exporters_write(tiled: bool) -> None:
     unexpected = set(failed) - names(LISTED) - names(conformance.REPORT)
     assert not unexpected, {n: failed[n] for n in sorted(unexpected)}
     assert len(outcomes) - len(failed) >= 450
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["light_squeezenet", "light_shufflenet", "light_resnet50"])
+def test_foreign_networks_are_what_they_were_tile_by_tile_and_quantized(name: str, tmp_path: Path) -> None:
+    """Convolutional networks of the onnx package, which nobody here exported: their own inputs, the default hardware."""
+    path = LIGHT / f"{name}.onnx"
+    graph = load_graph(path)
+    found = profile(graph)
+    assert isinstance(found, Profile)
+    inputs = next(seeded_inputs(graph))
+    source = deployed(tmp_path / "run", found, path, inputs)
+    export(source, "onnx-tiled", tmp_path / "t.onnx")
+    export(source, "onnx-qdq", tmp_path / "q.onnx")
+    ours = execute_untiled(graph, source.numbers, inputs)
+    tiled, quantized = (run_onnxruntime(tmp_path / f"{t}.onnx", inputs) for t in "tq")
+    for output, reference in run_onnxruntime(path, inputs).items():
+        assert closeness(tiled[output], reference).relative_error < 1e-5
+        lost, expected = (closeness(v[output], reference).sqnr_db for v in (quantized, ours))
+        assert abs(lost - expected) < 0.2

@@ -14,18 +14,16 @@ import onnx
 import pytest
 
 from npusim.api import Profile, load_graph, profile
-from npusim.calibrate import choose_scales, measure_ranges, seeded_inputs
-from npusim.deployment import PLAN_FILE, SCALES_FILE, run_onnxruntime
+from npusim.calibrate import seeded_inputs
+from npusim.deployment import run_onnxruntime
 from npusim.execute.measure import closeness
 from npusim.execute.untiled import Untiled
 from npusim.execute.windows import unpack
 from npusim.export.registry import export
-from npusim.export.source import ExportSource, open_source
+from npusim.export.source import ExportSource
 from npusim.models.checkpoints import build
-from npusim.scales import save_scales
-from npusim.weights import open_weights
 
-from .conftest import run_models, run_script
+from .conftest import deployed, run_models, run_script
 from .layerwise import layer_models, within_one_step
 
 pytestmark = pytest.mark.slow
@@ -64,11 +62,7 @@ def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     inputs = next(seeded_inputs(graph))
     found = profile(graph)
     assert isinstance(found, Profile)
-    scales = choose_scales(graph, found.plan, measure_ranges(graph, open_weights(model, graph), [inputs]))
-    (folder / "run").mkdir()
-    plan = save_scales(folder / "run" / SCALES_FILE, scales, found.plan, method="auto", source="test")
-    (folder / "run" / PLAN_FILE).write_text(plan.to_json())
-    source = open_source(folder / "run", str(model))
+    source = deployed(folder / "run", found, model, inputs)
     reference = run_onnxruntime(model, inputs)
     return Unet(name=request.param, source=source, model=model, inputs=inputs, reference=reference)
 

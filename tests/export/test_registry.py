@@ -93,6 +93,35 @@ def test_the_targets_of_the_issue_are_installed_and_documented() -> None:
         assert f"| `{name}` |" in page
 
 
+_EXPORT_ALL = """
+import sys
+from pathlib import Path
+from npusim.export.registry import export
+from npusim.export.source import open_source
+run, model, folder = sys.argv[1:]
+source = open_source(Path(run), model)
+for target, ending in {"onnx-tiled": "t.onnx", "onnx-qdq": "q.onnx", "encodings": "encodings", "csv": "csv"}.items():
+    export(source, target, Path(folder) / f"x.{ending}")
+for ending in ("json.gz", "json", "pftrace"):
+    export(source, "trace", Path(folder) / f"x.{ending}")
+"""
+
+
+def test_the_same_deployment_gives_the_same_bytes_in_every_process(
+    cases: Callable[..., Case], tmp_path: Path
+) -> None:
+    case = cases("unet")
+    written = []
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", _EXPORT_ALL, str(case.source.directory), str(case.model), str(tmp_path / seed)],
+            check=True, env={**os.environ, "PYTHONHASHSEED": seed},
+        )  # fmt: skip
+        written.append({f.name: f.read_bytes() for f in (tmp_path / seed).iterdir()})
+    assert len(written[0]) == 8
+    assert written[0] == written[1]
+
+
 # ---- bad plugins -------------------------------------------------------------------------------------------------------
 
 
