@@ -28,13 +28,17 @@ _POLICIES = ("decoupled", "serial")
 
 #: Planning makes many small objects and hardly a cycle: collecting rarely saves an eighth of the time for a few megabytes.
 _COLLECT = (100_000, 50, 50)
+#: Exit code after Ctrl-C, as shells have it.
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point of the `npusim` command."""
     gc.set_threshold(*_COLLECT)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this value
+            raise KeyboardInterrupt
     except CheckFailedError as error:
         _fail(str(error), 1)
     except NpusimError as error:
@@ -42,7 +46,7 @@ def main() -> None:
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", 130)
+        _fail("interrupted; no unfinished file is kept", _INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # an argument that click refused
             _fail(f"{error.format_message()} (see --help)", 2)

@@ -78,6 +78,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert {p.name for p in run.iterdir()} == {PLAN_FILE, SCALES_FILE}
 
 
+def test_ctrl_c_is_exit_code_130_and_leaves_nothing(cases: Callable[..., Case], tmp_path: Path) -> None:
+    """As a signal that comes while the file is written."""
+    case = cases("geglu")
+    interrupt = (
+        "import os, signal; from npusim.export import csv_tables; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "csv_tables.command_table = lambda source: os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "-c", f"{interrupt}; from npusim.cli import main; main()", "export", str(case.source.directory),
+            "--model", str(case.model), "--to", "csv", "--out", str(tmp_path / "x.csv"),
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "npusim: interrupted; no unfinished file is kept\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("target", ["onnx-qdq", "onnx-tiled", "encodings"])
 def test_an_operator_that_cannot_be_expressed_is_named(net: Any, tmp_path: Path, target: str) -> None:
     """Before scales are asked for: with such an operator nobody can measure them."""
