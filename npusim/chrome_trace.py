@@ -16,10 +16,8 @@ _PID = 1
 
 def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> str:
     """JSON text: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
-    small = [
-        json.dumps(e, separators=(",", ":")) for e in (*_names(program, name), *_counters(program, trace))
-    ]
-    events = [*small, *_slices(graph, program, trace)]
+    names = [json.dumps(e, separators=(",", ":")) for e in _names(program, name)]
+    events = [*names, *_counters(program, trace), *_slices(graph, program, trace)]
     return '{"displayTimeUnit":"ms","traceEvents":[\n' + ",\n".join(events) + "\n]}\n"
 
 
@@ -60,15 +58,13 @@ def _slices(graph: Graph, program: Program, trace: Trace) -> Iterator[str]:
             yield f"{event}{lane}}}"
 
 
-def _counters(program: Program, trace: Trace) -> Iterator[dict[str, Any]]:
+def _counters(program: Program, trace: Trace) -> Iterator[str]:
     times, size = sram_occupancy(program, trace)
     for time, value in zip(times.tolist(), size.tolist(), strict=True):
-        yield {"ph": "C", "pid": _PID, "name": "SRAM bytes", "ts": time / PS_PER_US, "args": {"bytes": value}}
+        yield _counter("SRAM bytes", time, "bytes", value)
     for time, value in trace.bandwidth.tolist():
-        yield {
-            "ph": "C",
-            "pid": _PID,
-            "name": "DRAM bytes/s",
-            "ts": time / PS_PER_US,
-            "args": {"bytes_per_s": value},
-        }
+        yield _counter("DRAM bytes/s", time, "bytes_per_s", value)
+
+
+def _counter(name: str, time_ps: int, key: str, value: int) -> str:
+    return f'{{"ph":"C","pid":{_PID},"name":"{name}","ts":{time_ps / PS_PER_US},"args":{{"{key}":{value}}}}}'

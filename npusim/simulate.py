@@ -8,6 +8,7 @@ an integer number of picoseconds; bandwidth shares are kept exact by counting wo
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import pairwise
 from math import lcm
 from typing import Any, Literal
 
@@ -32,34 +33,19 @@ def simulate(program: Program, npu: Npu, policy: Policy, *, work: Work | None = 
     """
     costs = work if work is not None else Work(program, npu)
     if policy == "serial":
-        return _serial(program, npu, costs)
+        return _serial(costs)
     return _Decoupled(program, npu, costs).run()
 
 
-def _serial(program: Program, npu: Npu, work: Work) -> Trace:
-    """One process that runs one command after another: nothing overlaps, so nothing shares the DRAM."""
-    env = simpy.Environment()
-    count = len(program)
-    start, end = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    durations = work.alone_ps.tolist()
-
-    def issue() -> Generator[Any, Any, None]:
-        for command, duration in enumerate(durations):
-            start[command] = env.now
-            yield env.timeout(duration)
-            end[command] = env.now
-
-    env.process(issue())
-    env.run()
-    stall = np.full(count, STALL_QUEUE, dtype=np.int64)
+def _serial(work: Work) -> Trace:
+    """One command after another: nothing overlaps, so nothing shares the DRAM, and each begins when the one before it has ended."""
+    end = np.cumsum(work.alone_ps, dtype=np.int64)
+    start = end - work.alone_ps
+    stall = np.full(len(end), STALL_QUEUE, dtype=np.int64)
     stall[:1] = STALL_NONE
     return Trace(
-        policy="serial",
-        start_ps=start,
-        end_ps=end,
-        stall=stall,
-        bandwidth=_serial_bandwidth(start, end, work),
-    )
+        policy="serial", start_ps=start, end_ps=end, stall=stall, bandwidth=_serial_bandwidth(start, end, work)
+    )  # fmt: skip
 
 
 def _serial_bandwidth(start: Any, end: Any, work: Work) -> Any:
@@ -80,19 +66,21 @@ class _Dram:
         self.parts = lcm(*range(1, npu.dma.channels + 1))
         self.shared, self.channel = npu.dram.dram_shared_bytes_per_s, npu.dma.channel_bytes_per_s
         self.active: dict[int, list[Any]] = {}
+        #: Work per picosecond of each of n active transfers, in units of byte x 10^-12 / parts.
+        self.rates = [0] + [
+            min(self.channel * self.parts, self.shared * self.parts // n)
+            for n in range(1, npu.dma.channels + 1)
+        ]
         self.updated = 0
         self.version = 0
         self.steps: list[tuple[int, int]] = []
 
-    def _rate(self) -> int:
-        """Work per picosecond of each active transfer, in units of byte x 10^-12 / parts."""
-        return min(self.channel * self.parts, self.shared * self.parts // len(self.active))
-
     def _advance(self) -> None:
-        elapsed = self.env.now - self.updated
-        self.updated = int(self.env.now)
+        now = int(self.env.now)
+        elapsed = now - self.updated
+        self.updated = now
         if elapsed and self.active:
-            done = elapsed * self._rate()
+            done = elapsed * self.rates[len(self.active)]
             for transfer in self.active.values():
                 transfer[0] -= done
 
@@ -106,11 +94,10 @@ class _Dram:
 
     def _reschedule(self) -> None:
         self.version += 1
-        self.steps.append(
-            (int(self.env.now), len(self.active) * self._rate() // self.parts if self.active else 0)
-        )
-        if self.active:
-            rate = self._rate()
+        count = len(self.active)
+        rate = self.rates[count]
+        self.steps.append((int(self.env.now), count * rate // self.parts))
+        if count:
             wait = max(0, min(-(-t[0] // rate) for t in self.active.values()))
             self.env.timeout(wait, self.version).callbacks.append(self._wake)
 
@@ -124,7 +111,10 @@ class _Dram:
 
 
 class _Decoupled:
-    """In-order queues joined by dependencies."""
+    """In-order queues joined by dependencies.
+
+    Engines that are only ever used together share a queue.
+    """
 
     def __init__(self, program: Program, npu: Npu, work: Work) -> None:
         self.program, self.work = program, work
@@ -133,18 +123,22 @@ class _Decoupled:
         count = len(program)
         self.start, self.end = [0] * count, [0] * count
         self.stall = [STALL_NONE] * count
-        self.done = [simpy.Event(self.env) for _ in range(count)]
+        self.finished = [False] * count
+        self.awaited: dict[int, simpy.Event] = {}
         self.arrived = [0] * count
         self.fixed, self.moved = work.fixed_ps.tolist(), work.moved.tolist()
-        self.is_dma = (work.moved > 0).tolist()
         pointers, indices = program.commands.dep_ptr.tolist(), program.commands.dep_idx.tolist()
-        self.deps = [indices[pointers[i] : pointers[i + 1]] for i in range(count)]
+        self.deps = [indices[i:j] for i, j in pairwise(pointers)]
         self.gang_of = program.commands.gang.tolist()
-        self.sizes = [len(g.engines) for g in program.gangs]
 
     def run(self) -> Trace:
         """Simulate until every queue is empty."""
-        for queue in self._queues():
+        queues = self._queues()
+        self.sizes = [0] * len(self.program.gangs)
+        for gangs, _ in queues:
+            for gang in gangs:
+                self.sizes[gang] += 1
+        for _, queue in queues:
             self.env.process(self._engine(queue))
         self.env.run()
         return Trace(
@@ -155,35 +149,43 @@ class _Decoupled:
             bandwidth=np.asarray(self.dram.steps, dtype=np.int64).reshape(-1, 2),
         )
 
-    def _queues(self) -> list[list[int]]:
-        """Commands of each engine, in serial order."""
-        queues: dict[tuple[str, int], list[int]] = {}
-        for command, gang in enumerate(self.gang_of):
-            chosen = self.program.gangs[gang]
-            for engine in chosen.engines:
-                queues.setdefault((chosen.unit, engine), []).append(command)
-        return [queues[key] for key in sorted(queues)]
+    def _queues(self) -> list[tuple[tuple[int, ...], list[int]]]:
+        """(gangs, their commands in serial order) of each set of engines that belong to the same gangs."""
+        member: dict[tuple[str, int], tuple[int, ...]] = {}
+        for number, gang in enumerate(self.program.gangs):
+            for engine in gang.engines:
+                member[gang.unit, engine] = (*member.get((gang.unit, engine), ()), number)
+        gang_of = self.program.commands.gang
+        return [
+            (gangs, np.flatnonzero(np.isin(gang_of, gangs)).tolist())
+            for gangs in dict.fromkeys(member[key] for key in sorted(member))
+        ]
+
+    def _done(self, command: int) -> simpy.Event:
+        """Fires when a command that is not finished will be."""
+        if command not in self.awaited:
+            self.awaited[command] = self.env.event()
+        return self.awaited[command]
 
     def _engine(self, queue: list[int]) -> Generator[Any, Any, None]:
+        env, finished, moved, fixed = self.env, self.finished, self.moved, self.fixed
         for command in queue:
             self.arrived[command] += 1
             if self.arrived[command] < self.sizes[self.gang_of[command]]:
-                yield self.done[command]
-            else:
-                yield from self._execute(command)
-
-    def _execute(self, command: int) -> Generator[Any, Any, None]:
-        """Run by the engine of the gang that is ready last."""
-        self.stall[command] = STALL_QUEUE if self.env.now else STALL_NONE
-        for dep in self.deps[command]:
-            event = self.done[dep]
-            if not event.processed:
-                yield event
-                self.stall[command] = STALL_DMA if self.is_dma[dep] else STALL_DEPENDENCY
-        self.start[command] = int(self.env.now)
-        if self.fixed[command]:
-            yield self.env.timeout(self.fixed[command])
-        if self.moved[command]:
-            yield self.dram.transfer(command, self.moved[command])
-        self.end[command] = int(self.env.now)
-        self.done[command].succeed()
+                yield self._done(command)  # run by the engine of the gang that is ready last
+                continue
+            stall = STALL_QUEUE if env.now else STALL_NONE
+            for dep in self.deps[command]:
+                if not finished[dep]:
+                    yield self._done(dep)
+                    stall = STALL_DMA if moved[dep] else STALL_DEPENDENCY
+            self.stall[command] = stall
+            self.start[command] = int(env.now)
+            if fixed[command]:
+                yield env.timeout(fixed[command])
+            if moved[command]:
+                yield self.dram.transfer(command, moved[command])
+            self.end[command] = int(env.now)
+            finished[command] = True
+            if command in self.awaited:
+                self.awaited.pop(command).succeed()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import npusim
-from npusim.graph import Graph, Tensor
+from npusim.graph import Tensor
 from npusim.layout import PLAIN
 from npusim.plan import LayerPlan, ModelRef, Options, Pieces, Plan, SegmentPlan, Slots, TensorPlan
 from npusim.scheduler.kinds import KINDS, Tile
@@ -26,15 +26,9 @@ class Decisions:
     addresses: Mapping[str, int]
 
 
-def assemble(
-    problem: Problem, request: Request, units: Sequence[Unit], decided: Decisions, part: Graph | None = None
-) -> Plan:
-    """The plan of these decisions.
-
-    Args:
-        part: the graph of a segment on its own, whose resident inputs are in SRAM already.
-    """
-    graph = part if part is not None else problem.graph
+def assemble(problem: Problem, request: Request, units: Sequence[Unit], decided: Decisions) -> Plan:
+    """The plan of these decisions."""
+    graph = problem.graph
     layers: dict[str, LayerPlan] = {}
     segments: list[SegmentPlan] = []
     for unit, option in zip(units, decided.options, strict=True):
@@ -56,9 +50,7 @@ def assemble(
             tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy
         ),
         npu=problem.npu,
-        tensors=tuple(
-            _tensor(problem, t, decided, part is None and t.kind == "input") for t in graph.tensors.values()
-        ),
+        tensors=tuple(_tensor(problem, t, decided) for t in graph.tensors.values()),
         layers=tuple(layers[x.name] for x in graph.layers),
         segments=tuple(segments),
     )
@@ -88,7 +80,7 @@ def _layer(
     )  # fmt: skip
 
 
-def _tensor(problem: Problem, tensor: Tensor, decided: Decisions, loaded: bool) -> TensorPlan:
+def _tensor(problem: Problem, tensor: Tensor, decided: Decisions) -> TensorPlan:
     name, resident = tensor.name, decided.resident
     layout = problem.layouts.get(name, PLAIN)
     before = problem.in_place.get(name, "")
@@ -96,5 +88,5 @@ def _tensor(problem: Problem, tensor: Tensor, decided: Decisions, loaded: bool) 
         name=name, home="sram" if name in resident else "dram", block=layout.block, padded=layout.padded,
         element_bytes=problem.element_bytes[name], address=decided.addresses.get(name, 0), size_bytes=problem.tensor_bytes(name),
         in_place_of=before if name in resident and before in resident else "",
-        loaded=loaded and name in resident,
+        loaded=tensor.kind == "input" and name in resident and name not in problem.held,
     )  # fmt: skip

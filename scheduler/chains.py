@@ -173,11 +173,7 @@ def slots_of(
 ) -> dict[str, list[SlotSpec]]:
     """SRAM slots of each member."""
     chain = geometry(problem, names, tiling)
-    storage = problem.storage(resident)
-    return {
-        m.layer.name: chain_slots(storage, m, chain, cols, tiling.depth, kept=tiling.kept)
-        for m, cols in zip(chain.members, tiling.cols, strict=True)
-    }
+    return chain_slots(problem.storage(resident), chain, tiling.cols, tiling.depth, kept=tiling.kept)
 
 
 def geometry(problem: Problem, names: Sequence[str], tiling: RowTiling) -> Chain:

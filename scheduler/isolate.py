@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from npusim.cost import Work
-from npusim.graph import Coverage, Graph
 from npusim.lower import lower
 from npusim.scheduler.allocate import Lifetime, allocate
 from npusim.scheduler.assemble import Decisions, assemble
@@ -40,39 +39,19 @@ class Measured:
         return self.makespan_ps, self.dram_bytes, self.tile_count
 
 
-def isolated_graph(problem: Problem, segment: Segment, resident: frozenset[str]) -> Graph:
-    """The segment's layers with their operands as inputs and their results as outputs (or left in SRAM)."""
-    graph, by_name = problem.graph, problem.by_name
-    layers = tuple(by_name[n] for n in segment.layers)
-    made = {x.output for x in layers}
-    tensors = {}
-    for layer in layers:
-        for name in (*layer.reads(), layer.output):
-            kind = graph.tensors[name].kind
-            outside = name not in made and kind != "weight"
-            tensors[name] = replace(graph.tensors[name], kind="input" if outside else kind)
-    for name in problem.read_outside(segment.layers):
-        tensors[name] = replace(tensors[name], kind="intermediate" if name in resident else "output")
-    return Graph(
-        name=segment.name, tensors=tensors, layers=layers, coverage=Coverage(nodes=0, modelled_nodes=0, unmodelled={}),
-        model_sha256="",
-    )  # fmt: skip
-
-
 def measure(problem: Problem, segment: Segment, option: Option, resident: frozenset[str]) -> Measured | None:
     """Simulate one tiling under the problem's policy; None if it does not fit the SRAM beside the resident tensors."""
-    graph = isolated_graph(problem, segment, resident)
+    part = problem.part(segment.layers, resident)
     unit = Unit(
-        name=segment.name, layers=segment.layers, tensors=frozenset(graph.tensors), options=lambda _: [], segment=segment
+        name=segment.name, layers=segment.layers, tensors=frozenset(part.graph.tensors), options=lambda _: [], segment=segment
     )  # fmt: skip
-    inside = resident & frozenset(graph.tensors)
-    addresses = _addresses(problem, unit, option, inside)
+    addresses = _addresses(part, unit, option, part.held)
     if addresses is None:
         return None
     request = Request(tiles="auto", precision=problem.precision, policy=problem.policy)
-    decided = Decisions(resident=inside, options=[option], addresses=addresses)
-    plan = assemble(problem, request, [unit], decided, graph)
-    program = lower(graph, plan)
+    decided = Decisions(resident=part.held, options=[option], addresses=addresses)
+    plan = assemble(part, request, [unit], decided)
+    program = lower(part.graph, plan, problem.fragments)
     work = Work(program, problem.npu)
     trace = simulate(program, problem.npu, problem.policy, work=work)
     times, occupied = sram_occupancy(program, trace)

@@ -168,15 +168,27 @@ def choices(
     problem: Problem, segment: Segment, rule: str, count: int | None, resident: frozenset[str]
 ) -> list[Option]:
     """The undominated tilings that a request leaves: all of them, the paper's rule, or a count."""
-    kind = KINDS[segment.kind]
-    key = ("choices", segment.kind, rule, count, kind.key(problem, segment, resident))
+    key = ("choices", segment.kind, rule, count, KINDS[segment.kind].key(problem, segment, resident))
     found = problem.memo.get(key)
     if found is None:
         tried = _tried(problem, segment, rule, count)
-        found = undominated(kind.predict(problem, segment, t, resident) for t in tried)
+        found = undominated(predicted(problem, segment, tried, resident))
         problem.memo[key] = found
     assert isinstance(found, list)
     return found
+
+
+def predicted(
+    problem: Problem, segment: Segment, tiles: Sequence[Tile], resident: frozenset[str]
+) -> list[Option]:
+    """Closed-form cost of some tilings, computed once for segments of equal structure."""
+    kind = KINDS[segment.kind]
+    known = problem.memo.setdefault(("predicted", segment.kind, kind.key(problem, segment, resident)), {})
+    assert isinstance(known, dict)
+    for tile in tiles:
+        if tile not in known:
+            known[tile] = kind.predict(problem, segment, tile, resident)
+    return [known[t] for t in tiles]
 
 
 def _tried(problem: Problem, segment: Segment, rule: str, count: int | None) -> Sequence[Tile]:
@@ -184,11 +196,24 @@ def _tried(problem: Problem, segment: Segment, rule: str, count: int | None) -> 
     if count is not None:
         return kind.requested(problem, segment, count)
     if rule == "sram":
-        chosen = kind.rule(problem, segment, problem.npu.sram.sram_bytes, frozenset())
+        chosen = paper_rule(problem, segment, problem.npu.sram.sram_bytes, frozenset())
         return [chosen] if chosen is not None else kind.tilings(problem, segment)[-1:]
     return kind.tilings(problem, segment)
 
 
 def can_fit(problem: Problem, segment: Segment) -> bool:
     """Whether any tiling of the segment fits an SRAM of its own (a head whose keys and values exceed it cannot)."""
-    return KINDS[segment.kind].rule(problem, segment, problem.npu.sram.sram_bytes, frozenset()) is not None
+    return paper_rule(problem, segment, problem.npu.sram.sram_bytes, frozenset()) is not None
+
+
+def paper_rule(
+    problem: Problem, segment: Segment, capacity_bytes: int, resident: frozenset[str]
+) -> Tile | None:
+    """`Kind.rule`, computed once for segments of equal structure."""
+    kind = KINDS[segment.kind]
+    key = ("rule", segment.kind, kind.key(problem, segment, resident), capacity_bytes)
+    if key not in problem.memo:
+        problem.memo[key] = kind.rule(problem, segment, capacity_bytes, resident)
+    found = problem.memo[key]
+    assert found is None or isinstance(found, Tile)
+    return found

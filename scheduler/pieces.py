@@ -294,4 +294,5 @@ def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple
         sorted((k, v) for k, v in layer.attributes.items() if isinstance(v, int | str | tuple))
     )
     in_place = layer.output in resident and problem.in_place.get(layer.output) in resident
-    return (layer.op, shapes, out, attributes, layer.epilogue, problem.units.get(layer.name), in_place)
+    epilogue = tuple((e.function, e.operand, e.value) for e in layer.epilogue)
+    return (layer.op, shapes, out, attributes, epilogue, problem.units.get(layer.name), in_place)

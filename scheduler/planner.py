@@ -70,7 +70,7 @@ def plan_graph(
     plan = plan.model_copy(
         update={"unjoined": tuple(s.name for s in unjoined if not chained & set(s.layers))}
     )
-    program = lower(problem.graph, plan)
+    program = lower(problem.graph, plan, problem.fragments)
     plan = plan.model_copy(update={"program_sha256": program.sha256()})
     return Planned(problem=problem, units=units, plan=plan, program=program)
 

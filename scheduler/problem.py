@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from npusim.graph import Graph, Layer
+from npusim.graph import Coverage, Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import PLAIN, Layout, stored_bytes
 from npusim.lower.chain import read_outside
 from npusim.lower.context import aligned
+from npusim.lower.fragments import Fragments
 from npusim.lower.slots import Storage, element_bytes_of
 from npusim.ops import OPS
 from npusim.units import format_bytes
@@ -27,7 +28,10 @@ class Problem:
         layouts: layout of each tensor that is not plain.
         units: product layer -> (kind of tensor engine, how many of them work together).
         chains: layers that run joined, when the last of them is due.
+        whole: the network that this is a part of, if it is one.
+        held: tensors that a part finds in SRAM, and those that it leaves there.
         memo: results that equal structures share, for as long as this network is being planned.
+        fragments: commands that equal units share.
     """
 
     graph: Graph
@@ -37,7 +41,10 @@ class Problem:
     layouts: Mapping[str, Layout]
     units: Mapping[str, tuple[str, int]]
     chains: tuple[tuple[str, ...], ...] = ()
+    whole: Problem | None = None
+    held: frozenset[str] = frozenset()
     memo: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+    fragments: Fragments = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def element_bytes(self) -> Mapping[str, int]:
@@ -48,6 +55,8 @@ class Problem:
     @cached_property
     def everything_fits(self) -> bool:
         """Whether all tensors together fit the SRAM."""
+        if self.whole is not None:
+            return self.whole.everything_fits
         return sum(map(self.tensor_bytes, self.graph.tensors)) <= self.npu.sram.sram_bytes
 
     @cached_property
@@ -62,7 +71,9 @@ class Problem:
 
     def read_outside(self, names: Sequence[str]) -> frozenset[str]:
         """Outputs of these layers that another layer, or the model's user, reads."""
-        return read_outside(self.graph, self.consumers, names)
+        if self.whole is not None:
+            return self.whole.read_outside(names)
+        return read_outside(self.graph, self.consumers, [self.by_name[n] for n in names])
 
     @cached_property
     def turn(self) -> Sequence[int]:
@@ -80,6 +91,9 @@ class Problem:
 
         A residual sum may overwrite its residual (the product is staged first); a norm or an elementwise layer its input.
         """
+        if self.whole is not None:
+            inside = self.graph.tensors
+            return {o: d for o, d in self.whole.in_place.items() if o in inside and d in inside}
         producers, turn = self.graph.producers(), self.turn
         found: dict[str, str] = {}
         for index, layer in enumerate(self.graph.layers):
@@ -98,6 +112,39 @@ class Problem:
                 found[layer.output] = name
         return found
 
+    def part(self, names: Sequence[str], resident: frozenset[str]) -> Problem:
+        """Some layers on their own, with the boundary state that they have when these tensors are resident.
+
+        Their operands are its inputs; what another layer reads is its output, or stays in SRAM.
+        """
+        layers = tuple(self.by_name[n] for n in names)
+        made = {x.output for x in layers}
+        tensors = {}
+        for layer in layers:
+            for name in (*layer.reads(), layer.output):
+                outside = name not in made and self.graph.tensors[name].kind != "weight"
+                tensors[name] = replace(
+                    self.graph.tensors[name], kind="input" if outside else self.graph.tensors[name].kind
+                )
+        for name in self.read_outside(names):
+            tensors[name] = replace(tensors[name], kind="intermediate" if name in resident else "output")
+        graph = Graph(
+            name=layers[-1].name, tensors=tensors, layers=layers, coverage=Coverage(nodes=0, modelled_nodes=0, unmodelled={}),
+            model_sha256="",
+        )  # fmt: skip
+        held = frozenset(t for t in tensors if t in resident)
+        return replace(self, graph=graph, chains=(), whole=self.whole or self, held=held)
+
+    def inside(self, names: Sequence[str]) -> frozenset[str]:
+        """Outputs of these layers that none but they read."""
+        return frozenset(self.by_name[n].output for n in names) - self.read_outside(names)
+
+    @cached_property
+    def held_bytes(self) -> int:
+        """SRAM bytes of what a part of a network is given there; a result in the place of its operand counts once."""
+        before = {t: self.in_place.get(t, t) for t in self.held}
+        return sum(self.tensor_bytes(t) for t, b in before.items() if b == t or b not in self.held)
+
     def storage(self, resident: frozenset[str]) -> Storage:
         """Sizes of pieces when these tensors live in SRAM."""
         return Storage(
@@ -106,7 +153,7 @@ class Problem:
             layout=lambda name: self.layouts.get(name, PLAIN),
             element_bytes=lambda name: self.element_bytes[name],
             alignment=self.npu.sram.alignment_bytes,
-            in_place=frozenset(t for t, d in self.in_place.items() if t in resident and d in resident),
+            in_place=frozenset(t for t in resident if self.in_place.get(t) in resident),
         )
 
     def tensor_bytes(self, name: str) -> int:

@@ -69,7 +69,9 @@ def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
     found = []
     for name, tensor in graph.tensors.items():
         size, used = problem.tensor_bytes(name), sorted(readers.get(name, []))
-        if tensor.kind == "intermediate" and used and used[-1] > made[name]:
+        if name in problem.held:
+            found.append(Span(name, 0, len(units) - 1, size))
+        elif tensor.kind == "intermediate" and used and used[-1] > made[name]:
             found.append(Span(name, made[name], used[-1], size))
         elif tensor.kind == "input" and used and used[-1] > used[0]:
             found.append(Span(name, used[0], used[-1], size, int(dma_ps(problem.npu, size, 1))))
@@ -85,17 +87,19 @@ def choose_resident(
     touches or lives through falls. A skip tensor that would starve ten layers goes through DRAM.
     """
     state = _State(
-        capacity=capacity_bytes, slack=slack_bytes, used=[0] * len(units), partners=_partners(problem)
-    )
+        capacity=capacity_bytes, slack=slack_bytes, used=[problem.held_bytes] * len(units), partners=_partners(problem),
+        resident=set(problem.held),
+    )  # fmt: skip
     for index, unit in enumerate(units):
-        option = _best(unit, frozenset(), capacity_bytes)
+        option = _best(unit, problem.held & unit.tensors, state.budget(index, 0))
         if option is None:
             return index
         state.cost.append(option.cost_ps)
     for span in sorted(
         spans(problem, units), key=lambda s: (s.last - s.first, -s.size_bytes, s.first, s.tensor)
     ):
-        _try(state, units, span)
+        if span.tensor not in problem.held:
+            _try(state, units, span)
     chosen = []
     for index, unit in enumerate(units):
         option = _best(unit, frozenset(state.resident) & unit.tensors, state.budget(index, 0))
@@ -142,6 +146,6 @@ def _try(state: _State, units: Sequence[Unit], span: Span) -> None:
         after += option.cost_ps
     if after < before:
         state.resident.add(span.tensor)
+        state.cost[span.first : span.last + 1] = costs
         for offset, index in enumerate(range(span.first, span.last + 1)):
             state.used[index] += growth[offset]
-            state.cost[index] = costs[offset]

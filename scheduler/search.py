@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from npusim.cost import Work
@@ -12,26 +13,33 @@ from npusim.hardware import Npu
 from npusim.plan import Plan
 from npusim.program import Program
 from npusim.scheduler.bounds import Bounds, lower_bounds
+from npusim.scheduler.chains import chain_key
 from npusim.scheduler.isolate import Measured, measure
-from npusim.scheduler.kinds import KINDS
+from npusim.scheduler.kinds import KINDS, paper_rule, predicted
 from npusim.scheduler.pieces import Option
 from npusim.scheduler.planner import Planned, make_problem, plan_graph
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.request import Request, check_request
 from npusim.scheduler.tiles import Segment
-from npusim.scheduler.units import attention_segments, other_chains, propose_chains
+from npusim.scheduler.units import (
+    attention_segments,
+    chain_segments,
+    other_chains,
+    propose_chains,
+    small_tensors,
+)
 from npusim.simulate import simulate
 from npusim.trace import Trace
 
 __all__ = ["Found", "Request", "search_plan"]
 
 #: Tilings whose closed-form time is within this factor of the best are simulated.
-KEEP = 1.15
+KEEP = 1.1
 #: And at least this many of the best, so that the curve shows both sides of the optimum.
-KEEP_AT_LEAST = 3
+KEEP_AT_LEAST = 2
 
 #: Most tilings that are simulated for one structure.
-MOST = 6
+MOST = 3
 
 #: Chains are tried one by one until this many commands have been simulated: small networks are searched further than large ones.
 DESCENT_COMMANDS = 30_000
@@ -71,10 +79,10 @@ class _Candidate:
 def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     """The best plan under the request's rule.
 
-    `auto` chooses what stays in SRAM in closed form. It simulates the network with attention alone joined and with row chains as the
-    closed form proposes them, keeps those chains that were faster than their layers apart, and then simulates the tilings of each
-    segment in the space that is left, with the boundary state it has there. It also simulates the plan of the paper's rule. The
-    fastest wins; ties go to fewer DRAM bytes, then to fewer tiles.
+    `auto` has row chains proposed in closed form and keeps those that, simulated on their own, are faster than their layers apart. It
+    chooses what stays in SRAM in closed form, then simulates the tilings of each segment in the space that is left, with the boundary
+    state it has there. It also simulates the plan of the paper's rule. The fastest wins; ties go to fewer DRAM bytes, then to fewer
+    tiles.
     """
     check_request(npu, request)
     problem = make_problem(graph, npu, request.precision, request.policy)
@@ -130,16 +138,31 @@ class _Search:
     def auto(self) -> None:
         """Try what `search_plan` describes."""
         chains = self.proposed()
-        kept: tuple[tuple[str, ...], ...] = ()
-        if chains:
-            apart, joined = self.attempt("auto", ()), self.attempt("auto", chains)
-            if joined is not None:
-                kept = _faster(apart, joined) if apart is not None else joined.chains
-        self.attempt("auto", kept, tuned=True)
+        self.attempt("auto", tuple(c for c in chains if self._gains(c)), tuned=True)
         self.attempt("sram", ())
         if chains and self._spent() < DESCENT_COMMANDS // 6:
             attention, _ = attention_segments(self.problem, self.request)
             self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
+
+    def _gains(self, chain: tuple[str, ...]) -> bool:
+        """Whether a chain simulated on its own is faster than its layers apart, small tensors being in SRAM before and after."""
+        problem = self.problem
+        resident = small_tensors(problem, chain) - problem.inside(chain)
+        key = ("gains", chain_key(problem, chain, resident))
+        if key not in problem.memo:
+            problem.memo[key] = self._together_ps(chain, resident) < self._apart_ps(chain, resident)
+        return bool(problem.memo[key])
+
+    def _together_ps(self, chain: tuple[str, ...], resident: frozenset[str]) -> float:
+        """Simulated time of a chain in the tiling that the closed form prefers; infinite if none fits."""
+        (segment,) = chain_segments(self.problem.graph, [chain])
+        return self.tuner.first(self.problem, segment, resident)
+
+    def _apart_ps(self, chain: tuple[str, ...], resident: frozenset[str]) -> float:
+        """Simulated time of a chain's layers, attention alone joined."""
+        part = self.problem.part(chain, resident)
+        planned = plan_graph(part, replace(self.request, segments="attention"), self.tuner.refine)
+        return inf if isinstance(planned, Infeasible) else _simulated(planned, (), True).trace.makespan_ps
 
     def _spent(self) -> int:
         """Commands simulated so far, segments on their own left out."""
@@ -175,28 +198,6 @@ def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...], tuned: boo
     return _Candidate(planned=planned, chains=chains, tuned=tuned, work=work, trace=trace)
 
 
-def _faster(apart: _Candidate, joined: _Candidate) -> tuple[tuple[str, ...], ...]:
-    """The chains that took less time than their layers apart: from the end of what ran before to their own end."""
-    separate, together = _advances(apart), _advances(joined)
-    return tuple(
-        chain for chain in joined.chains if sum(together[n] for n in chain) < sum(separate[n] for n in chain)
-    )
-
-
-def _advances(candidate: _Candidate) -> dict[str, int]:
-    """By how much each layer moves the time forward at which everything so far has ended."""
-    layer, end = candidate.planned.program.commands.layer, candidate.trace.end_ps
-    found: dict[str, int] = {}
-    done = 0
-    for unit in candidate.planned.units:
-        for name in unit.layers:
-            chosen = layer == candidate.planned.program.layers.index(name)
-            last = int(end[chosen].max()) if chosen.any() else done
-            found[name] = max(0, last - done)
-            done = max(done, last)
-    return found
-
-
 @dataclass(slots=True)
 class _Tuner:
     """Simulates tilings of segments; equal structures with equal boundary state are simulated once."""
@@ -208,16 +209,27 @@ class _Tuner:
         self, problem: Problem, segment: Segment, resident: frozenset[str], budget_bytes: int, chosen: Option
     ) -> Option:
         """The tiling that simulates fastest within the budget."""
-        structure = (segment.kind, KINDS[segment.kind].key(problem, segment, resident))
-        found = self.tried[segment.layers] = []
-        for option in _promising(problem, segment, resident, budget_bytes):
-            key = (structure, option.tile)
-            if key not in self.measured:
-                self.measured[key] = measure(problem, segment, option, resident)
-            point = self.measured[key]
-            if point is not None:
-                found.append(point)
+        options = _promising(problem, segment, resident, budget_bytes)
+        points = [self._measure(problem, segment, option, resident) for option in options]
+        found = self.tried[segment.layers] = [p for p in points if p is not None]
         return min(found, key=lambda m: m.score).option if found else chosen
+
+    def first(self, problem: Problem, segment: Segment, resident: frozenset[str]) -> float:
+        """Simulated picoseconds of the tiling that the closed form prefers; infinite if none fits."""
+        budget = problem.npu.sram.sram_bytes - problem.part(segment.layers, resident).held_bytes
+        for option in _promising(problem, segment, resident, budget)[:1]:
+            point = self._measure(problem, segment, option, resident)
+            if point is not None:
+                return point.makespan_ps
+        return inf
+
+    def _measure(
+        self, problem: Problem, segment: Segment, option: Option, resident: frozenset[str]
+    ) -> Measured | None:
+        key = (segment.kind, KINDS[segment.kind].key(problem, segment, resident), option.tile)
+        if key not in self.measured:
+            self.measured[key] = measure(problem, segment, option, resident)
+        return self.measured[key]
 
 
 def _promising(
@@ -226,10 +238,10 @@ def _promising(
     """The tilings within the budget whose closed-form time is best, and the paper's rule."""
     kind = KINDS[segment.kind]
     tiles = list(kind.tilings(problem, segment))
-    rule = kind.rule(problem, segment, budget_bytes, resident)
+    rule = paper_rule(problem, segment, budget_bytes, resident)
     if rule is not None:
         tiles.append(rule)
-    options = [kind.predict(problem, segment, t, resident) for t in dict.fromkeys(tiles)]
+    options = predicted(problem, segment, list(dict.fromkeys(tiles)), resident)
     options = sorted((o for o in options if o.sram_bytes <= budget_bytes), key=lambda o: o.cost_ps)
     limit = KEEP * options[0].cost_ps if options else 0
     return [o for i, o in enumerate(options[:MOST]) if i < KEEP_AT_LEAST or o.cost_ps <= limit]
@@ -244,7 +256,7 @@ def _curves(tuner: _Tuner, planned: Planned) -> dict[str, Curve]:
         measured = _best_by_count(tuner.tried.get(unit.layers, ()))
         capacity = problem.npu.sram.sram_bytes
         kind = KINDS[unit.segment.kind]
-        rule = kind.rule(problem, unit.segment, capacity, frozenset()) if measured else None
+        rule = paper_rule(problem, unit.segment, capacity, frozenset()) if measured else None
         ruled = kind.plan(problem.graph, unit.segment, rule, ()) if rule is not None else None
         curves[entry.name] = [
             {

@@ -77,14 +77,18 @@ SMALL = 8
 
 def _alone_ps(problem: Problem, layer: Layer) -> int:
     capacity = problem.npu.sram.sram_bytes
-    names = {*layer.reads(), layer.output}
-    small = frozenset(
-        t
-        for t in names
-        if problem.graph.tensors[t].kind == "intermediate" and problem.tensor_bytes(t) <= capacity // SMALL
-    )
-    options = all_options(problem, layer, small)
+    options = all_options(problem, layer, small_tensors(problem, [layer.name]))
     return next((o for o in options if o.sram_bytes <= capacity), options[-1]).cost_ps
+
+
+def small_tensors(problem: Problem, names: Sequence[str]) -> frozenset[str]:
+    """What these layers read or write and what is so small that it is taken to stay in SRAM."""
+    tensors, most = problem.graph.tensors, problem.npu.sram.sram_bytes // SMALL
+    layers = [problem.by_name[n] for n in names]
+    touched = {t for x in layers for t in (*x.reads(), x.output)}
+    return frozenset(
+        t for t in touched if tensors[t].kind == "intermediate" and problem.tensor_bytes(t) <= most
+    )
 
 
 def chain_segments(graph: Graph, chains: Sequence[tuple[str, ...]]) -> list[Segment]:
@@ -124,7 +128,8 @@ def make_units(problem: Problem, segments: Sequence[Segment], request: Request) 
 
 def _layer_unit(problem: Problem, layer: Layer, request: Request) -> Unit:
     """A layer on its own. Without tiling, one whose activations exceed the SRAM streams in pieces as large as the SRAM allows."""
-    activations = {*layer.reads(), layer.output} - {t.name for t in problem.graph.of_kind("weight")}
+    tensors = problem.graph.tensors
+    activations = {t for t in (*layer.reads(), layer.output) if tensors[t].kind != "weight"}
     streams = sum(problem.tensor_bytes(t) for t in activations) > problem.npu.sram.sram_bytes
 
     def options(resident: frozenset[str]) -> Sequence[Option]:

@@ -20,17 +20,19 @@ from npusim.program import (
     FLAG_HANDOVER,
     READ,
     SRAM,
+    WRITE,
     Accesses,
     Buffers,
     Commands,
     Gang,
+    Ints,
     Program,
     Tensors,
 )
 
 
 @dataclass(slots=True, eq=False)
-class _Record:
+class Record:
     """One written box: who wrote it, who read it since."""
 
     low: Shape4
@@ -49,19 +51,50 @@ class Box:
 
 
 @dataclass(slots=True)
-class _State:
+class State:
     """What is known of a buffer while lowering."""
 
-    records: list[_Record] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     pending: tuple[int, ...] = ()
     tracked: bool = True
 
 
-_COMMAND_COLUMNS = (
+COMMAND_COLUMNS = (
     "opcode", "gang", "step", "segment", "layer", "tile", "role", "pair", "function",
     "batch", "m", "n", "k", "macs", "recomputed_macs", "flags", "attributes",
 )  # fmt: skip
+#: Columns of an access: command, operand, mode, buffer, offset, shape.
+ACCESS_WIDTH = 12
 _COMPUTE = ("tensor", "vector")
+
+
+class Table:
+    """Rows of integers, appended one by one or as an array."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.fresh: list[tuple[int, ...]] = []
+        self._chunks: list[Ints] = []
+
+    def extend(self, rows: Ints) -> None:
+        """Append an array [n, width]."""
+        self._settle()
+        self._chunks.append(rows)
+
+    def last(self, count: int) -> Ints:
+        """The last rows, which were appended one by one: [count, width]."""
+        rows = self.fresh[len(self.fresh) - count :]
+        return np.asarray(rows, dtype=np.int64).reshape(count, self.width)
+
+    def array(self) -> Ints:
+        """All rows: [n, width]."""
+        self._settle()
+        return np.concatenate([np.empty((0, self.width), dtype=np.int64), *self._chunks])
+
+    def _settle(self) -> None:
+        if self.fresh:
+            self._chunks.append(self.last(len(self.fresh)))
+            self.fresh = []
 
 
 class ProgramBuilder:
@@ -72,79 +105,87 @@ class ProgramBuilder:
     ) -> None:
         self.gangs, self.lanes = tuple(gangs), tuple(lanes)
         self.layers, self.segments = tuple(layers), tuple(segments)
-        self._tensors: list[tuple[str, str, Shape4, int, Layout]] = []
-        self._buffers: list[tuple[int, int, int, int, int, int, Shape4, Shape4]] = []
-        self._states: list[_State] = []
-        self._occupants: dict[tuple[int, int], int] = {}  # disjoint address ranges
-        self._rows: list[tuple[int, ...]] = []
-        self._deps: list[list[int]] = []
-        self._accesses: list[tuple[int, int, int, int, Shape4, Shape4]] = []
-        self._functions: dict[str, int] = {}
-        self._attributes: dict[str, int] = {}
-        self._attribute_table: list[Mapping[str, Any]] = []
-        self._handed: set[tuple[int, str]] = set()
+        self.tensors: list[tuple[str, str, Shape4, int, Layout]] = []
+        self.buffers: list[tuple[int, int, int, int, int, int, Shape4, Shape4]] = []
+        self.states: list[State] = []
+        self.occupants: dict[tuple[int, int], int] = {}  # disjoint address ranges
+        self.rows = Table(len(COMMAND_COLUMNS))
+        self.kinds: list[str] = []  # of the gang of each command
+        self.deps: list[list[int]] = []
+        self.accesses = Table(ACCESS_WIDTH)
+        self.born: list[int] = []  # how many commands there were when a buffer was added
+        self.functions: list[str] = []
+        self._function_index: dict[str, int] = {}
+        self.attributes: list[Mapping[str, Any]] = []
+        self._attribute_index: dict[str, int] = {}
+        self.handed: dict[tuple[int, str], int] = {}
         self._dram_top = 0
 
     # ---- tables ------------------------------------------------------------------------------------------------
 
     def tensor(self, name: str, kind: str, shape: Shape4, element_bytes: int, layout: Layout) -> int:
         """Add a logical tensor; returns its index."""
-        self._tensors.append((name, kind, shape, element_bytes, layout))
-        return len(self._tensors) - 1
+        self.tensors.append((name, kind, shape, element_bytes, layout))
+        return len(self.tensors) - 1
 
     def sram_buffer(
         self, tensor: int, address: int, size: int, offset: Shape4, shape: Shape4, slot: int = -1
     ) -> int:
         """Add a place in SRAM for a box of a tensor. It waits for whatever still uses these addresses."""
-        index = len(self._buffers)
-        before = self._occupants.get((address, address + size))
-        pending = self._outstanding(before) if before is not None else self._evict(address, address + size)
-        self._occupants[address, address + size] = index
-        self._buffers.append((tensor, SRAM, address, size, slot, -1, offset, shape))
-        self._states.append(_State(pending=tuple(sorted(pending))))
+        index = len(self.buffers)
+        before = self.occupants.get((address, address + size))
+        pending = self._outstanding(before) if before is not None else self.evict(address, address + size)
+        self.occupants[address, address + size] = index
+        self.buffers.append((tensor, SRAM, address, size, slot, -1, offset, shape))
+        self.states.append(State(pending=tuple(sorted(pending))))
+        self.born.append(len(self.kinds))
         return index
 
-    def _evict(self, low: int, high: int) -> set[int]:
+    def evict(self, low: int, high: int) -> set[int]:
         """Free a range that others occupy in part; returns the commands that still touch what they hold there."""
         pending: set[int] = set()
-        for (start, end), owner in list(self._occupants.items()):
+        for (start, end), owner in list(self.occupants.items()):
             if end <= low or start >= high:
                 continue
             pending |= self._outstanding(owner)
-            del self._occupants[start, end]
+            del self.occupants[start, end]
             if start < low:
-                self._occupants[start, low] = owner
+                self.occupants[start, low] = owner
             if end > high:
-                self._occupants[high, end] = owner
+                self.occupants[high, end] = owner
         return pending
 
     def dram_buffer(self, tensor: int, size: int, *, tracked: bool) -> int:
         """Add the place of a whole tensor in DRAM; constants need no tracking, since nothing writes them."""
-        shape = self._tensors[tensor][2]
-        self._buffers.append((tensor, DRAM, self._dram_top, size, -1, -1, (0, 0, 0, 0), shape))
+        shape = self.tensors[tensor][2]
+        self.buffers.append((tensor, DRAM, self._dram_top, size, -1, -1, (0, 0, 0, 0), shape))
         self._dram_top += -(-size // 64) * 64
-        self._states.append(_State(tracked=tracked))
-        return len(self._buffers) - 1
+        self.states.append(State(tracked=tracked))
+        self.born.append(len(self.kinds))
+        return len(self.buffers) - 1
 
     def whole(self, buffer: int) -> Box:
         """The box that a buffer holds."""
-        _, _, _, _, _, _, offset, shape = self._buffers[buffer]
+        _, _, _, _, _, _, offset, shape = self.buffers[buffer]
         return Box(buffer, offset, shape)
 
     def address_of(self, buffer: int) -> int:
         """Address of a buffer in its space."""
-        return self._buffers[buffer][2]
+        return self.buffers[buffer][2]
 
     def function(self, name: str) -> int:
         """Index of a vector function name."""
-        return self._functions.setdefault(name, len(self._functions))
+        if name not in self._function_index:
+            self._function_index[name] = len(self.functions)
+            self.functions.append(name)
+        return self._function_index[name]
 
-    def _attribute(self, attributes: Mapping[str, Any]) -> int:
+    def attribute(self, attributes: Mapping[str, Any]) -> int:
         key = repr(sorted(attributes.items())) if attributes else ""
-        if key not in self._attributes:
-            self._attributes[key] = len(self._attribute_table)
-            self._attribute_table.append(dict(attributes))
-        return self._attributes[key]
+        if key not in self._attribute_index:
+            self._attribute_index[key] = len(self.attributes)
+            self.attributes.append(dict(attributes))
+        return self._attribute_index[key]
 
     # ---- commands ----------------------------------------------------------------------------------------------
 
@@ -166,58 +207,61 @@ class ProgramBuilder:
         attributes: Mapping[str, Any] | None = None,
     ) -> int:
         """Append a command; `reads` and `writes` pair an operand number with a box. Returns its index."""
-        index = len(self._rows)
+        index = len(self.kinds)
         kind = self.gangs[gang].kind
         deps: set[int] = set()
         for operand, box in reads:
-            flags |= self._read(index, kind, box, deps)
-            self._accesses.append((index, operand, READ, box.buffer, box.offset, box.shape))
+            flags |= self.read(index, kind, box, deps)
+            self.accesses.fresh.append((index, operand, READ, box.buffer, *box.offset, *box.shape))
         for operand, box in writes:
-            self._write(index, box, deps)
-            self._accesses.append((index, operand, READ + 1, box.buffer, box.offset, box.shape))
+            self.write(index, box, deps)
+            self.accesses.fresh.append((index, operand, WRITE, box.buffer, *box.offset, *box.shape))
         deps.discard(index)
         batch, m, n, k = extents
-        self._rows.append((
+        self.rows.fresh.append((
             opcode, gang, index, segment, layer, tile, role, PAIRS.index(pair) if pair else -1,
             self.function(function) if function else -1, batch, m, n, k, batch * m * n * k if pair else 0, 0, flags,
-            self._attribute(attributes or {}),
+            self.attribute(attributes or {}),
         ))  # fmt: skip
-        self._deps.append(sorted(deps))
+        self.kinds.append(kind)
+        self.deps.append(sorted(deps))
         return index
 
-    def _read(self, index: int, kind: str, box: Box, deps: set[int]) -> int:
-        state = self._states[box.buffer]
+    def read(self, index: int, kind: str, box: Box, deps: set[int]) -> int:
+        """Note that a command reads a box: adds what it must wait for to `deps`, returns its flags."""
+        state = self.states[box.buffer]
         if not state.tracked:
             return 0
         flags = 0
         for record in _met(state.records, *_corners(box)):
             deps.add(record.writer)
             record.readers.append(index)
-            flags |= self._handover(record.writer, kind, box.buffer)
+            flags |= self._handover(record.writer, index, kind, box.buffer)
         return flags
 
-    def _handover(self, writer: int, kind: str, buffer: int) -> int:
+    def _handover(self, writer: int, index: int, kind: str, buffer: int) -> int:
         """Charged once for each written box and kind of consumer."""
-        if kind not in _COMPUTE or self._buffers[buffer][1] != SRAM or writer >= len(self._rows):
+        if kind not in _COMPUTE or self.buffers[buffer][1] != SRAM:
             return 0
-        source = self.gangs[self._rows[writer][1]].kind
-        if source not in _COMPUTE or source == kind or (writer, kind) in self._handed:
+        source = self.kinds[writer]
+        if source not in _COMPUTE or source == kind or (writer, kind) in self.handed:
             return 0
-        self._handed.add((writer, kind))
+        self.handed[writer, kind] = index
         return FLAG_HANDOVER
 
-    def _write(self, index: int, box: Box, deps: set[int]) -> None:
-        state = self._states[box.buffer]
+    def write(self, index: int, box: Box, deps: set[int]) -> None:
+        """Note that a command writes a box: adds what it must wait for to `deps`."""
+        state = self.states[box.buffer]
         low, high = _corners(box)
         deps.update(state.pending)
         for record in _met(state.records, low, high):
             deps.update(record.readers or (record.writer,))
             if _inside(record, low, high):
                 state.records.remove(record)
-        state.records.append(_Record(low, high, index))
+        state.records.append(Record(low, high, index))
 
     def _outstanding(self, buffer: int) -> set[int]:
-        state = self._states[buffer]
+        state = self.states[buffer]
         found = set(state.pending) if not state.records else set()
         for record in state.records:
             found.update(record.readers or (record.writer,))
@@ -227,19 +271,19 @@ class ProgramBuilder:
 
     def build(self) -> Program:
         """The finished Program."""
-        rows = np.asarray(self._rows, dtype=np.int64).reshape(len(self._rows), len(_COMMAND_COLUMNS))
-        columns = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(_COMMAND_COLUMNS)}
-        dep_ptr = np.concatenate([[0], np.cumsum([len(d) for d in self._deps], dtype=np.int64)]).astype(
+        rows = self.rows.array()
+        columns = {name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(COMMAND_COLUMNS)}
+        dep_ptr = np.concatenate([[0], np.cumsum([len(d) for d in self.deps], dtype=np.int64)]).astype(
             np.int64
         )
-        dep_idx = np.asarray([d for deps in self._deps for d in deps], dtype=np.int64)
+        dep_idx = np.asarray([d for deps in self.deps for d in deps], dtype=np.int64)
         return Program(
             gangs=self.gangs,
             lanes=self.lanes,
             layers=self.layers,
             segments=self.segments,
-            functions=tuple(self._functions),
-            attributes=tuple(self._attribute_table),
+            functions=tuple(self.functions),
+            attributes=tuple(self.attributes),
             tensors=self._tensor_table(),
             buffers=self._buffer_table(),
             commands=Commands(**columns, dep_ptr=dep_ptr, dep_idx=dep_idx),
@@ -248,35 +292,35 @@ class ProgramBuilder:
 
     def _tensor_table(self) -> Tensors:
         return Tensors(
-            name=tuple(t[0] for t in self._tensors),
-            kind=tuple(t[1] for t in self._tensors),
-            shape=np.asarray([t[2] for t in self._tensors], dtype=np.int64).reshape(-1, 4),
-            element_bytes=np.asarray([t[3] for t in self._tensors], dtype=np.int64),
-            layout=np.asarray([(t[4].block, t[4].padded) for t in self._tensors], dtype=np.int64).reshape(
+            name=tuple(t[0] for t in self.tensors),
+            kind=tuple(t[1] for t in self.tensors),
+            shape=np.asarray([t[2] for t in self.tensors], dtype=np.int64).reshape(-1, 4),
+            element_bytes=np.asarray([t[3] for t in self.tensors], dtype=np.int64),
+            layout=np.asarray([(t[4].block, t[4].padded) for t in self.tensors], dtype=np.int64).reshape(
                 -1, 2
             ),
         )
 
     def _buffer_table(self) -> Buffers:
-        flat = np.asarray([b[:6] for b in self._buffers], dtype=np.int64).reshape(-1, 6)
+        flat = np.asarray([b[:6] for b in self.buffers], dtype=np.int64).reshape(-1, 6)
         return Buffers(
             **{
                 n: np.ascontiguousarray(flat[:, i])
                 for i, n in enumerate(("tensor", "space", "address", "stored_bytes", "slot", "alias_of"))
             },
-            offset=np.asarray([b[6] for b in self._buffers], dtype=np.int64).reshape(-1, 4),
-            shape=np.asarray([b[7] for b in self._buffers], dtype=np.int64).reshape(-1, 4),
+            offset=np.asarray([b[6] for b in self.buffers], dtype=np.int64).reshape(-1, 4),
+            shape=np.asarray([b[7] for b in self.buffers], dtype=np.int64).reshape(-1, 4),
         )
 
     def _access_table(self) -> Accesses:
-        flat = np.asarray([a[:4] for a in self._accesses], dtype=np.int64).reshape(-1, 4)
+        flat = self.accesses.array()
         return Accesses(
             **{
                 n: np.ascontiguousarray(flat[:, i])
                 for i, n in enumerate(("command", "operand", "mode", "buffer"))
             },
-            offset=np.asarray([a[4] for a in self._accesses], dtype=np.int64).reshape(-1, 4),
-            shape=np.asarray([a[5] for a in self._accesses], dtype=np.int64).reshape(-1, 4),
+            offset=np.ascontiguousarray(flat[:, 4:8]),
+            shape=np.ascontiguousarray(flat[:, 8:12]),
         )
 
 
@@ -285,7 +329,7 @@ def _corners(box: Box) -> tuple[Shape4, Shape4]:
     return o, (o[0] + s[0], o[1] + s[1], o[2] + s[2], o[3] + s[3])
 
 
-def _met(records: list[_Record], low: Shape4, high: Shape4) -> list[_Record]:
+def _met(records: list[Record], low: Shape4, high: Shape4) -> list[Record]:
     """The records whose boxes meet a box."""
     if not records:
         return records
@@ -305,5 +349,5 @@ def _met(records: list[_Record], low: Shape4, high: Shape4) -> list[_Record]:
     ]
 
 
-def _inside(record: _Record, low: Shape4, high: Shape4) -> bool:
+def _inside(record: Record, low: Shape4, high: Shape4) -> bool:
     return all(x <= a and b <= y for a, b, x, y in zip(record.low, record.high, low, high, strict=True))

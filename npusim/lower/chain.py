@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import input_rows, row_unit
@@ -20,7 +21,7 @@ from npusim.ops import OPS
 Rows = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Member:
     """One layer of a chain.
 
@@ -37,12 +38,12 @@ class Member:
     places: int
     stored: bool
 
-    @property
+    @cached_property
     def tallest(self) -> Rows:
         """The rows of the tile in which most are made."""
         return max(self.rows, key=lambda r: r[1] - r[0])
 
-    @property
+    @cached_property
     def heights(self) -> Mapping[int, int]:
         """How many tiles make so many rows, for each number of rows (tiles that make none left out)."""
         found: dict[int, int] = {}
@@ -99,7 +100,7 @@ def chain_of(
     inside = {x.output: x for x in layers}
     readers = _readers(graph, layers)
     if outside is None:
-        outside = read_outside(graph, graph.consumers(), names)
+        outside = read_outside(graph, graph.consumers(), layers)
     total = graph.tensors[layers[-1].output].shape[2]
     tiles = -(-total // rows)
     made = _rows_made(graph, layers, readers, rows, tiles)
@@ -135,18 +136,15 @@ def _readers(graph: Graph, layers: Sequence[Layer]) -> dict[str, list[tuple[Laye
 
 
 def read_outside(
-    graph: Graph, consumers: Mapping[str, Sequence[int]], names: Sequence[str]
+    graph: Graph, consumers: Mapping[str, Sequence[int]], layers: Sequence[Layer]
 ) -> frozenset[str]:
-    """Outputs of the layers `names` that another layer, or the model's user, reads."""
-    inside, layers = set(names), graph.layers
+    """Outputs of some layers that another layer, or the model's user, reads."""
+    inside, every = {x.name for x in layers}, graph.layers
     return frozenset(
-        layer.output
-        for layer in layers
-        if layer.name in inside
-        and (
-            graph.tensors[layer.output].kind == "output"
-            or any(layers[i].name not in inside for i in consumers[layer.output])
-        )
+        x.output
+        for x in layers
+        if graph.tensors[x.output].kind == "output"
+        or any(every[i].name not in inside for i in consumers[x.output])
     )
 
 

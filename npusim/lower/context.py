@@ -8,6 +8,7 @@ from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Graph, Layer, Shape4, Tensor
 from npusim.layout import PLAIN, Layout, stored_bytes
 from npusim.lower.builder import Box, ProgramBuilder
+from npusim.lower.chain import read_outside
 from npusim.lower.geometry import TensorBox
 from npusim.plan import LayerPlan, Plan, Slots, TensorPlan
 from npusim.program import LOAD, ROLE, STORE, Gang
@@ -47,23 +48,34 @@ class Lowering:
         segments = tuple(s.name for s in plan.segments)
         self.builder = ProgramBuilder(gangs, lanes, [layer.name for layer in graph.layers], segments)
         self._gang_index = {(g.kind, g.unit, g.engines): i for i, g in enumerate(gangs)}
-        self._ids: dict[str, int] = {}
-        self._buffers: dict[str, int] = {}
+        self.ids: dict[str, int] = {}
+        self.homes: dict[str, int] = {}
+        self._members = {s.name: s.layers for s in plan.segments}
+        self._consumers = graph.consumers()
+        self._outside: dict[tuple[str, ...], frozenset[str]] = {}
         self._waiting: dict[str, int] = {}
         self._alignment = plan.npu.sram.alignment_bytes
-        self._layer_index = {layer.name: i for i, layer in enumerate(graph.layers)}
+        self.layer_index = {layer.name: i for i, layer in enumerate(graph.layers)}
         for tensor in graph.tensors.values():
             self._add_tensor(tensor)
+
+    def read_outside(self, segment: str, layer: Layer) -> frozenset[str]:
+        """Outputs of a segment's layers, or of a layer on its own, that others read."""
+        names = self._members.get(segment, (layer.name,))
+        if names not in self._outside:
+            layers = [self.graph.layers[self.layer_index[n]] for n in names]
+            self._outside[names] = read_outside(self.graph, self._consumers, layers)
+        return self._outside[names]
 
     def _add_tensor(self, tensor: Tensor) -> None:
         planned = self.tensor_plans[tensor.name]
         layout = Layout(planned.block, planned.padded)
         index = self.builder.tensor(tensor.name, tensor.kind, tensor.shape, planned.element_bytes, layout)
-        self._ids[tensor.name] = index
+        self.ids[tensor.name] = index
         if planned.home == "dram" or planned.loaded:
             tracked = tensor.kind not in ("weight", "input")
             buffer = self.builder.dram_buffer(index, planned.size_bytes, tracked=tracked)
-            (self._waiting if planned.loaded else self._buffers)[tensor.name] = buffer
+            (self._waiting if planned.loaded else self.homes)[tensor.name] = buffer
         elif tensor.kind == "input":  # left in SRAM by whatever ran before
             self.open_output(tensor.name)
 
@@ -73,22 +85,22 @@ class Lowering:
             if name in self._waiting:
                 source = self.builder.whole(self._waiting.pop(name))
                 self.open_output(name)
-                place = self.builder.whole(self._buffers[name])
+                place = self.builder.whole(self.homes[name])
                 self.builder.command(
                     LOAD, self.dma_gang(0), layer=self.layer_id(layer), role=ROLE["other"], reads=[(0, source)], writes=[(0, place)],
                 )  # fmt: skip
 
     def internal_tensor(self, name: str, shape: Shape4, element_bytes: int) -> int:
         """Index of a tensor that only this Program knows (an ungated product, norm statistics), made on first use."""
-        if name not in self._ids:
-            self._ids[name] = self.builder.tensor(name, "state", shape, element_bytes, PLAIN)
-        return self._ids[name]
+        if name not in self.ids:
+            self.ids[name] = self.builder.tensor(name, "state", shape, element_bytes, PLAIN)
+        return self.ids[name]
 
     # ---- names to numbers --------------------------------------------------------------------------------------
 
     def layer_id(self, layer: Layer) -> int:
         """Program index of a layer."""
-        return self._layer_index[layer.name]
+        return self.layer_index[layer.name]
 
     def precision(self, layer: Layer) -> Precision:
         """The precision that the plan gives a layer."""
@@ -117,15 +129,15 @@ class Lowering:
 
     def home(self, box: TensorBox) -> Box:
         """The box in the tensor's own buffer (SRAM if resident, else DRAM)."""
-        return Box(self._buffers[box.tensor], box.offset, box.shape)
+        return Box(self.homes[box.tensor], box.offset, box.shape)
 
     def open_output(self, tensor: str) -> None:
         """Give a resident tensor its SRAM place; called when its layer starts."""
         planned = self.tensor_plans[tensor]
         if planned.home == "sram":
             shape = self.graph.tensors[tensor].shape
-            self._buffers[tensor] = self.builder.sram_buffer(
-                self._ids[tensor], planned.address, planned.size_bytes, (0, 0, 0, 0), shape
+            self.homes[tensor] = self.builder.sram_buffer(
+                self.ids[tensor], planned.address, planned.size_bytes, (0, 0, 0, 0), shape
             )
 
     def box_bytes(self, box: TensorBox) -> int:
@@ -140,7 +152,7 @@ class Lowering:
         for box in boxes:
             size = self.box_bytes(box)
             buffer = self.builder.sram_buffer(
-                self._ids[box.tensor], address, size, box.offset, box.shape, slot
+                self.ids[box.tensor], address, size, box.offset, box.shape, slot
             )
             placed.append(Box(buffer, box.offset, box.shape))
             address += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from npusim.graph import Layer
 from npusim.lower.builder import Box
@@ -25,15 +26,21 @@ from npusim.plan import SegmentPlan, Slots
 
 
 def chain_slots(
-    storage: Storage, member: Member, chain: Chain, cols: int, depth: int, *, kept: bool
-) -> list[SlotSpec]:
-    """SRAM slots of one member: what it loads from outside, its weights (all blocks, if `kept`), its staged product, its output's tiles."""
-    layer, graph = member.layer, storage.graph
+    storage: Storage, chain: Chain, cols: Sequence[int], depth: int, *, kept: bool
+) -> dict[str, list[SlotSpec]]:
+    """SRAM slots of each member: what it loads from outside, its weights (all of them, if `kept`), its staged product, its tiles."""
     made = {m.layer.output for m in chain.members}
-    outer = Storage(
-        graph=graph, resident={*storage.resident, *made}, layout=storage.layout, element_bytes=storage.element_bytes,
-        alignment=storage.alignment, in_place=storage.in_place,
-    )  # fmt: skip
+    outer = replace(storage, resident={*storage.resident, *made})
+    return {
+        m.layer.name: _member_slots(storage, outer, m, chain, c, depth, kept=kept)
+        for m, c in zip(chain.members, cols, strict=True)
+    }
+
+
+def _member_slots(
+    storage: Storage, outer: Storage, member: Member, chain: Chain, cols: int, depth: int, *, kept: bool
+) -> list[SlotSpec]:
+    layer, graph = member.layer, storage.graph
     out = graph.tensors[layer.output].shape
     flight = min(depth, chain.tiles * chain.images)
     height = member.tallest[1] - member.tallest[0]
@@ -147,7 +154,9 @@ class _ChainFeed(Feed):
 
 def lower_chain(low: Lowering, segment: SegmentPlan, index: int) -> None:
     """Emit the commands of one row chain."""
-    chain = chain_of(low.graph, segment.layers, segment.rows_per_tile, depth=segment.depth)
+    last = low.graph.layers[low.layer_index[segment.layers[-1]]]
+    outside = low.read_outside(segment.name, last)
+    chain = chain_of(low.graph, segment.layers, segment.rows_per_tile, depth=segment.depth, outside=outside)
     feeds: dict[str, _ChainFeed] = {}
     for member in chain.members:
         slots = low.layer_plans[member.layer.name].slots

@@ -416,16 +416,7 @@ def steps_that_hurt(
         ("transformer", "serial"),
         pytest.param("unet", "serial", marks=pytest.mark.slow),
         ("transformer", "decoupled"),
-        pytest.param(
-            "unet", "decoupled",
-            marks=(
-                pytest.mark.slow,
-                pytest.mark.xfail(
-                    strict=False,
-                    reason="row chains are searched by descent: one step of the grid costs 1.2 % (docs/decision-space.md)",
-                ),
-            ),
-        ),
+        pytest.param("unet", "decoupled", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_law_6_a_searched_plan_is_at_most_one_percent_slower_on_better_hardware(

@@ -18,6 +18,8 @@ import pytest
 from npusim import api
 from npusim.graph import Graph, Layer
 from npusim.hardware import Npu, load_npu, with_values
+from npusim.lower import lower
+from npusim.lower.fragments import Fragments
 from npusim.ops import macs_of
 from npusim.program import DRAM, PRODUCT, READ, SRAM, Program
 from npusim.scheduler.problem import Policy
@@ -86,9 +88,19 @@ def unet_3d(net: Net) -> Net:
     return found
 
 
+def equal_blocks(net: Net) -> Net:
+    x = net.conv(net.input("x", 1, 4, 12, 12), 16)
+    for _ in range(4):
+        x = net.resnet(x, 16, 4)
+    y = net.linear(net.input("y", 1, 36, 24), 32)
+    for _ in range(3):
+        y = net.transformer(y, 4)
+    return net.output(x, y)
+
+
 NETS: tuple[Callable[[Net], Net], ...] = (
     conv_chain, residual, grouped_convolutions, concat_skip, transformer_4d, transformer_3d_batch_2,
-    gated_with_residual, odd_ones, unet_batch_2, unet_3d,
+    gated_with_residual, odd_ones, unet_batch_2, unet_3d, equal_blocks,
 )  # fmt: skip
 ENOUGH = 2**22
 
@@ -411,6 +423,41 @@ def test_the_replay_notices_every_single_edge_that_matters(graph_of: Callable[[s
         broken = replace(made.program, commands=cut)
         noticed += bool(races(broken, SRAM) or races(broken, DRAM))
     assert noticed >= edges / 7 / 3
+
+
+# ---- units of equal structure are lowered once --------------------------------------------------------------------------
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch, made: api.Profile) -> Program:
+    """The plan's Program with every unit lowered for itself."""
+    with monkeypatch.context() as patch:
+        patch.setattr("npusim.lower.signature", lambda *_: None)
+        return lower(made.graph, made.plan)
+
+
+def test_repeating_equal_units_changes_nothing(found: api.Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a unit's commands come from its own lowering, or from those of an equal unit of this plan or of another."""
+    assert plainly(monkeypatch, found).sha256() == found.plan.program_sha256
+    assert lower(found.graph, found.plan).sha256() == found.plan.program_sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["bk-sdm-tiny", "sd-v1.5"])
+def test_repeating_equal_units_of_a_full_size_network(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = api.profile(api.load_graph(model))
+    assert isinstance(made, api.Profile)
+    assert plainly(monkeypatch, made).sha256() == made.plan.program_sha256
+
+
+def test_equal_units_are_repeated(graph_of: Callable[[str], Graph]) -> None:
+    """Far fewer units are lowered than there are."""
+    graph = graph_of("equal_blocks")
+    made = api.profile(graph, tiles="sram", npu=machine(16_384))
+    assert isinstance(made, api.Profile)
+    known: Fragments = {}
+    lower(graph, made.plan, known)
+    units = len(graph.layers) - 2 * len(made.plan.segments)
+    assert len(known) < 0.8 * units
 
 
 # ---- law 2: what must cross the bus, and no more where everything fits ----------------------------------------------------
