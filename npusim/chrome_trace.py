@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from npusim.graph import Graph
@@ -14,11 +15,15 @@ from npusim.units import PS_PER_US
 _PID = 1
 
 
-def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> str:
-    """JSON text: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
-    names = [json.dumps(e, separators=(",", ":")) for e in _names(program, name)]
-    events = [*names, *_counters(program, trace), *_slices(graph, program, trace)]
-    return '{"displayTimeUnit":"ms","traceEvents":[\n' + ",\n".join(events) + "\n]}\n"
+def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> Iterator[str]:
+    """JSON text, piece by piece: a slice per command and engine, counters for SRAM bytes and DRAM bandwidth."""
+    names = (json.dumps(e, separators=(",", ":")) for e in _names(program, name))
+    before = '{"displayTimeUnit":"ms","traceEvents":[\n'
+    for event in chain(names, _counters(program, trace), _slices(graph, program, trace)):
+        yield before
+        yield event
+        before = ",\n"
+    yield "\n]}\n"
 
 
 def lane_of(program: Program) -> list[list[int]]:

@@ -75,13 +75,9 @@ def write_run(profile: Profiled, directory: Path, *, images: str | None = None) 
     try:
         (aside / PLAN).write_text(profile.plan.to_json(), "utf-8")
         (aside / SUMMARY).write_text(dump_json(profile.summary), "utf-8")
-        text = chrome_trace(
-            profile.graph,
-            profile.program,
-            planned_trace(profile),
-            name=f"{profile.plan.model.name} on {profile.plan.npu.name}",
-        )
-        (aside / TRACE).write_text(text, "utf-8")
+        name = f"{profile.plan.model.name} on {profile.plan.npu.name}"
+        with (aside / TRACE).open("w", encoding="utf-8") as file:
+            file.writelines(chrome_trace(profile.graph, profile.program, planned_trace(profile), name=name))
         write_report(profile, aside / REPORT)
         if images is not None:
             from npusim.reports.images import write_images

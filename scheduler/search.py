@@ -64,8 +64,6 @@ class _Candidate:
     """A plan that was simulated under the policy it was made for."""
 
     planned: Planned
-    chains: tuple[tuple[str, ...], ...]
-    tuned: bool
     work: Work
     trace: Trace
 
@@ -91,9 +89,9 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
         search.auto()
     else:
         search.attempt(request.tiles, search.proposed())
-    if not search.candidates:
+    best = search.best
+    if best is None:
         return search.failures[0]
-    best = min(search.candidates, key=lambda c: c.score)
     plan = best.planned.plan
     options = plan.options.model_copy(update={"tiles": request.tiles})
     return Found(
@@ -108,12 +106,14 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
 
 @dataclass(slots=True)
 class _Search:
-    """Plans that were tried, and those that do not fit."""
+    """The best plan so far, which were tried, and those that do not fit."""
 
     problem: Problem
     request: Request
     tuner: _Tuner = field(default_factory=lambda: _Tuner())
-    candidates: list[_Candidate] = field(default_factory=list)
+    best: _Candidate | None = None
+    tried: set[tuple[tuple[str, ...], ...]] = field(default_factory=set)
+    spent: int = 0
     failures: list[Infeasible] = field(default_factory=list)
 
     def proposed(self) -> list[tuple[str, ...]]:
@@ -123,24 +123,26 @@ class _Search:
         attention, _ = attention_segments(self.problem, self.request)
         return propose_chains(self.problem, attention, self.request)
 
-    def attempt(
-        self, rule: str, chains: Sequence[tuple[str, ...]], *, tuned: bool = False
-    ) -> _Candidate | None:
-        """Plan and simulate; None if it does not fit."""
+    def attempt(self, rule: str, chains: Sequence[tuple[str, ...]], *, tuned: bool = False) -> None:
+        """Plan and simulate; the better of this and the best so far is kept."""
         request = replace(self.request, tiles=rule)
         planned = plan_graph(self.problem, request, self.tuner.refine if tuned else None, chains)
         if isinstance(planned, Infeasible):
             self.failures.append(planned)
-            return None
-        self.candidates.append(_simulated(planned, tuple(chains), tuned))
-        return self.candidates[-1]
+            return
+        found = _simulated(planned)
+        self.spent += len(planned.program)
+        if tuned:
+            self.tried.add(tuple(chains))
+        if self.best is None or found.score < self.best.score:
+            self.best = found
 
     def auto(self) -> None:
         """Try what `search_plan` describes."""
         chains = self.proposed()
         self.attempt("auto", tuple(c for c in chains if self._gains(c)), tuned=True)
         self.attempt("sram", ())
-        if chains and self._spent() < DESCENT_COMMANDS // 6:
+        if chains and self.spent < DESCENT_COMMANDS // 6:
             attention, _ = attention_segments(self.problem, self.request)
             self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
 
@@ -162,26 +164,20 @@ class _Search:
         """Simulated time of a chain's layers, attention alone joined."""
         part = self.problem.part(chain, resident)
         planned = plan_graph(part, replace(self.request, segments="attention"), self.tuner.refine)
-        return inf if isinstance(planned, Infeasible) else _simulated(planned, (), True).trace.makespan_ps
-
-    def _spent(self) -> int:
-        """Commands simulated so far, segments on their own left out."""
-        return sum(len(c.planned.program) for c in self.candidates)
+        return inf if isinstance(planned, Infeasible) else _simulated(planned).trace.makespan_ps
 
     def _descend(self, chains: Sequence[tuple[str, ...]]) -> None:
         """While few commands were simulated: join or part one chain after the other, as long as that makes the network faster."""
-        improved = bool(self.candidates)
-        while improved:
+        improved = True
+        while improved and self.best is not None:
             improved = False
             for chain in chains:
-                if self._spent() > DESCENT_COMMANDS:
+                if self.spent > DESCENT_COMMANDS:
                     return
-                best = min(self.candidates, key=lambda c: c.score)
-                changed = _toggled(best.chains, chain)
-                if any(c.chains == changed and c.tuned for c in self.candidates):
-                    continue
-                found = self.attempt("auto", changed, tuned=True)
-                improved = improved or (found is not None and found.score < best.score)
+                changed, before = _toggled(self.best.planned.problem.chains, chain), self.best
+                if changed not in self.tried:
+                    self.attempt("auto", changed, tuned=True)
+                    improved = improved or self.best is not before
 
 
 def _toggled(chains: Sequence[tuple[str, ...]], chain: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -191,11 +187,11 @@ def _toggled(chains: Sequence[tuple[str, ...]], chain: tuple[str, ...]) -> tuple
     return tuple(sorted([chain, *(c for c in chains if not set(c) & set(chain))]))
 
 
-def _simulated(planned: Planned, chains: tuple[tuple[str, ...], ...], tuned: bool) -> _Candidate:
+def _simulated(planned: Planned) -> _Candidate:
     npu, policy = planned.problem.npu, planned.problem.policy
     work = Work(planned.program, npu)
     trace = simulate(planned.program, npu, policy, work=work)
-    return _Candidate(planned=planned, chains=chains, tuned=tuned, work=work, trace=trace)
+    return _Candidate(planned=planned, work=work, trace=trace)
 
 
 @dataclass(slots=True)

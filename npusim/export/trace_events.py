@@ -14,7 +14,8 @@ from npusim.export.source import ExportSource
 
 
 def _json(source: ExportSource) -> bytes:
-    return chrome_trace(source.graph, source.program, source.trace, name=_name(source)).encode()
+    pieces = chrome_trace(source.graph, source.program, source.trace, name=_name(source))
+    return "".join(pieces).encode()
 
 
 def _gzipped(source: ExportSource) -> bytes:

@@ -170,6 +170,7 @@ def lower_chain(low: Lowering, segment: SegmentPlan, index: int) -> None:
         band = feed.open(image, tile, chain.tiles)
         _emit(feed, member, band, statistics.get((member.layer.name, image)))
         feed.close(band)
+    feeds.clear()  # they know one another: a circle would keep the whole Program alive until the collector comes
 
 
 def _statistics(feed: _ChainFeed, member: Member, image: int) -> Box:
