@@ -34,7 +34,7 @@ from npusim.trace import Trace
 __all__ = ["Found", "Request", "search_plan"]
 
 #: Tilings whose closed-form time is within this factor of the best are simulated.
-KEEP = 1.1
+KEEP = 1.05
 #: And at least this many of the best, so that the curve shows both sides of the optimum.
 KEEP_AT_LEAST = 2
 

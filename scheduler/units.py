@@ -29,7 +29,7 @@ def propose_chains(problem: Problem, attention: Sequence[Segment], request: Requ
     An attention whose tile count was asked for stays a segment of its own: its tiles are heads x query rows.
     """
     found = []
-    for run in runs(problem.graph, _counted(attention, request)):
+    for run in _joinable(problem, attention, request):
         found += best_cut(problem, run, _singles(problem, attention, run))
     return found
 
@@ -43,7 +43,7 @@ def other_chains(
 ) -> list[tuple[str, ...]]:
     """More parts of runs that can be joined, those first that promise to save the most time in closed form."""
     found: list[tuple[int, tuple[str, ...]]] = []
-    for run in runs(problem.graph, _counted(attention, request)):
+    for run in _joinable(problem, attention, request):
         single = _singles(problem, attention, run)
         for start in range(len(run)):
             for end in range(start + 2, len(run) + 1):
@@ -54,8 +54,11 @@ def other_chains(
     return [chain for _, chain in sorted(found)[:OTHERS]]
 
 
-def _counted(attention: Sequence[Segment], request: Request) -> set[str]:
-    return {n for s in attention if request.count(s.name) is not None for n in s.layers}
+def _joinable(problem: Problem, attention: Sequence[Segment], request: Request) -> list[tuple[str, ...]]:
+    """Runs that hold more than one attention: that alone is a segment already. Attentions whose tiles are counted stay apart."""
+    counted = {n for s in attention if request.count(s.name) is not None for n in s.layers}
+    alone = {s.layers for s in attention}
+    return [run for run in runs(problem.graph, counted) if run not in alone]
 
 
 def _singles(
