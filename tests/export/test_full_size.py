@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,7 @@ class Unet:
 
 
 @pytest.fixture(scope="module", params=BUILT)
-def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Unet:
+def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unet]:
     folder = tmp_path_factory.mktemp("unet")
     name, weights = BUILT[request.param]
     model = build(name, weights=weights, out=folder / "m.onnx")
@@ -64,7 +65,15 @@ def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert isinstance(found, Profile)
     source = deployed(folder / "run", found, model, inputs)
     reference = run_onnxruntime(model, inputs)
-    return Unet(name=request.param, source=source, model=model, inputs=inputs, reference=reference)
+    yield Unet(name=request.param, source=source, model=model, inputs=inputs, reference=reference)
+    shutil.rmtree(folder)  # gigabytes, which pytest would keep
+
+
+@pytest.fixture(autouse=True)
+def emptied(tmp_path: Path) -> Iterator[None]:
+    """Gigabytes, too."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 def test_tiled_is_within_1e_5_and_nothing_of_torch_is_left(unet: Unet, tmp_path: Path) -> None:
@@ -86,27 +95,31 @@ def test_quantized_is_the_deployment_layer_by_layer_and_end_to_end(
     export(unet.source, "onnx-qdq", tmp_path / "q.onnx")
     assert b"site-packages" not in (tmp_path / "q.onnx").read_bytes()
     np.savez(tmp_path / "q.npz", **unet.inputs)
-    model = onnx.load(tmp_path / "q.onnx", load_external_data=False)
-    seen: dict[str, list[Any]] | None = {} if unet.name in BY_STAGE else None
-    run = Untiled(
-        unet.source.graph, unet.source.numbers, unet.inputs, observe=partial(_keep, seen) if seen is not None else None
-    )  # fmt: skip
-    parts = layer_models(unet.source, run, model, seen)
-    expected = {}
-    for number, (name, part, feeds, stored) in enumerate(parts):
-        onnx.save(part, tmp_path / f"{number}.onnx")  # its constants lie in the file beside the whole model
-        np.savez(tmp_path / f"{number}.npz", **feeds)
-        expected[str(number)] = (name, stored)
+    expected, ours = _write_parts(unet, tmp_path)
     assert len(expected) >= len(unet.source.graph.layers)
-    ours = unet.sqnr_db(unpack(unet.source.graph, run.decoded))
     for python in (Path(sys.executable), reader("onnxruntime-1.18")):
         found = run_models(python, tmp_path)
         lost = unet.sqnr_db(found.pop("q"))
         assert abs(lost - ours) < DECIBELS, (python, lost, ours)
         assert found.keys() == expected.keys()
-        for part_name, (name, stored) in expected.items():
-            share = within_one_step(stored, found[part_name]["integers"])
+        for number, (name, stored) in expected.items():
+            share = within_one_step(stored, found[number]["integers"])
             assert share >= SHARE, (python, name, share)
+
+
+def _write_parts(unet: Unet, folder: Path) -> tuple[dict[str, tuple[str, Any]], float]:
+    """Layers or stages as models of their own, beside the whole whose constants they read: their names and the executor's integers;
+    and the executor's SQNR end to end."""
+    model = onnx.load(folder / "q.onnx", load_external_data=False)
+    seen: dict[str, list[Any]] | None = {} if unet.name in BY_STAGE else None
+    observe = partial(_keep, seen) if seen is not None else None
+    run = Untiled(unet.source.graph, unet.source.numbers, unet.inputs, observe=observe)
+    expected = {}
+    for number, (name, part, feeds, stored) in enumerate(layer_models(unet.source, run, model, seen)):
+        onnx.save(part, folder / f"{number}.onnx")
+        np.savez(folder / f"{number}.npz", **feeds)
+        expected[str(number)] = (name, stored)
+    return expected, unet.sqnr_db(unpack(unet.source.graph, run.decoded))
 
 
 def _keep(seen: dict[str, list[Any]], key: str, values: Any) -> None:
