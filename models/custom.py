@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from npusim.errors import BadInputError
+from npusim.models import weight_files
 from npusim.models.architectures import Architecture, autoencoder, text_encoder
 from npusim.models.architectures.network import InputSpec
 from npusim.models.architectures.pixart import pixart
@@ -46,12 +47,31 @@ def custom_architecture(checkpoint: Checkpoint) -> Architecture:
     for key, value in config.items():
         _require_bounded(where, key, value)
     try:
-        return _FAMILIES[found](config)
+        built = _FAMILIES[found](config)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise BadInputError(
             f"{where}: not a configuration of {found} ({type(error).__name__}: {str(error)[:_TEXT_MAX]}); "
             "save the checkpoint again"
         ) from error
+    return _with_text_tokens(built, checkpoint)
+
+
+def _with_text_tokens(built: Architecture, checkpoint: Checkpoint) -> Architecture:
+    """A U-Net takes as many tokens as the text encoder beside it writes; without one, CLIP's 77."""
+    beside = weight_files.neighbour_config(checkpoint, "text_encoder") or {}
+    tokens = beside.get("max_position_embeddings")
+    if tokens is None or built.class_name != "UNet2DConditionModel":
+        return built
+    if type(tokens) is not int or not 0 < tokens <= NUMBER_MAX:
+        raise BadInputError(
+            f"{checkpoint.path.parent / 'text_encoder' / CONFIG_NAME}: 'max_position_embeddings' is "
+            f"{str(tokens)[:_TEXT_MAX]}; a whole number from 1 to {NUMBER_MAX} is allowed; correct it"
+        )
+    inputs = tuple(
+        replace(spec, shape=(1, tokens, spec.shape[2])) if spec.name == "encoder_hidden_states" else spec
+        for spec in built.inputs
+    )
+    return replace(built, inputs=inputs)
 
 
 def _require_bounded(where: str, key: str, value: Any, depth: int = 0) -> None:

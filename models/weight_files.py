@@ -1,6 +1,7 @@
 """Weights of a local checkpoint: safetensors only, found, checked and read without trusting its files.
 
-Pickles are never opened, no hub is contacted, and no file outside the checkpoint's folder is read. (A
+Pickles are never opened, no hub is contacted, and no file outside the checkpoint's folder is read, but for the
+configuration of the text encoder beside a U-Net in a pipeline's folder. (A
 snapshot in the Hugging Face cache links into its own repository's blobs: that counts as inside.)
 """
 
@@ -61,6 +62,16 @@ def find_checkpoint(path: Path, folders: tuple[str, ...] = ()) -> Checkpoint:
             f"{_WHERE}: {path} has no {CONFIG_NAME}; give a folder written by save_pretrained"
         )
     return Checkpoint(path, _weight_files(path), read_json(config_path))
+
+
+def neighbour_config(checkpoint: Checkpoint, folder: str) -> Mapping[str, Any] | None:
+    """The configuration of another network of the same pipeline (`text_encoder`), or None where there is none."""
+    if checkpoint.config is None:
+        return None
+    path = _resolved(checkpoint.path).parent / folder
+    if not (path / CONFIG_NAME).is_file():
+        return None
+    return read_json(_inside(path, CONFIG_NAME))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -164,8 +164,8 @@ def seeded_inputs(
 ) -> Iterator[dict[str, Array]]:
     """Inputs drawn from a seed, one set per timestep.
 
-    Scalars are timesteps, indices are drawn from their table, masks are ones, everything else is standard normal
-    (our assumption: latents are scaled so, and text embeddings nearly are).
+    Scalars and rows of timesteps are timesteps, indices are drawn from their table, masks are ones, everything else is
+    standard normal (our assumption: latents are scaled so, text embeddings and LCM's guidance embedding nearly are).
     """
     drawn = np.random.default_rng(seed)
     tables = _table_rows(graph)
@@ -177,7 +177,7 @@ def seeded_inputs(
                 batch[window.name] = drawn.integers(0, tables[window.parts[0].tensor], window.shape)
             elif "mask" in window.name:
                 batch[window.name] = np.ones(window.shape, dtype=np.float32)
-            elif size == 1 or "timestep" in window.name:
+            elif size == 1 or ("timestep" in window.name and len(window.shape) <= 1):
                 batch[window.name] = np.full(window.shape, step, dtype=np.float32)
             else:
                 batch[window.name] = drawn.standard_normal(window.shape).astype(np.float32)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from npusim.training import checkpoints, classifier
 from npusim.training import run as runs
-from npusim.training.config import Preset
-from npusim.training.data.world import Labels, World
+from npusim.training.data.world import Combinations, Labels, World
 from npusim.training.draw import Draw
 from npusim.training.metrics.statistics import frechet_distance, inception_score
 from npusim.training.run import Run
@@ -37,13 +36,13 @@ def summarise(correct: Correct, world: World) -> dict[str, Any]:
 
 
 class Judge:
-    """The classifier, and its features of one set of reference renders."""
+    """The classifier, and its features of reference renders of the combinations that are judged."""
 
-    def __init__(self, run: Run, count: int) -> None:
+    def __init__(self, run: Run, combinations: Combinations = "seen") -> None:
         self.world = run.world()
         self._network = runs.load_classifier(run)
         rng = Draw(run.seed, "reference renders", 0).numpy()
-        labels = self.world.draw_labels(rng, count)
+        labels = self.world.draw_labels(rng, max(2048, run.preset.sampling.prompts), combinations)
         self._reference = self.read(torch.from_numpy(self.world.render(labels, rng)))[1]
 
     def read(self, pictures: Any) -> tuple[Labels, Any, Any]:
@@ -66,15 +65,10 @@ class Judge:
         return summarise(correct, self.world) | scores, correct
 
 
-def prompt_sets(preset: Preset) -> dict[str, bool]:
-    """Name -> whether its captions hold only combinations that training never showed."""
-    return {"seen": False, "held-out": True} if preset.world == "toy" else {"seen": False}
-
-
-def _judge_set(run: Run, judge: Judge, studio: Studio, held_out: bool, session: Session) -> dict[str, Any]:
+def _judge_set(run: Run, studio: Studio, name: Combinations, session: Session) -> dict[str, Any]:
     """Judge every contender on one set of prompts; keep per-prompt results for paired intervals."""
-    labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, held_out=held_out)
-    name = "held-out" if held_out else "seen"
+    judge = Judge(run, name)
+    labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, name)
     rng = Draw(run.seed, f"ceiling {name}", 0).numpy()
     results: dict[str, Any] = {}
     results["ceiling (renders)"], _ = judge.judge(torch.from_numpy(run.world().render(labels, rng)), labels)
@@ -105,11 +99,8 @@ def line(figures: Mapping[str, Any]) -> str:
 def evaluate_run(session: Session) -> dict[str, Any]:
     """Judge every finished network of the run; write and return OUT/evaluation/results.json."""
     run = session.run
-    judge, studio = Judge(run, max(2048, run.preset.sampling.prompts)), Studio(run)
-    results = {
-        name: _judge_set(run, judge, studio, held_out, session)
-        for name, held_out in prompt_sets(run.preset).items()
-    }
+    studio = Studio(run)
+    results = {name: _judge_set(run, studio, name, session) for name in run.world().tested}
     report = {
         "prompts": run.preset.sampling.prompts,
         "guidance": run.preset.sampling.guidance,

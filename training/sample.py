@@ -13,6 +13,7 @@ import torch
 from npusim.training import checkpoints, text, vae
 from npusim.training import run as runs
 from npusim.training.config import Preset, Schedule
+from npusim.training.data.world import Combinations
 from npusim.training.draw import Draw
 from npusim.training.lcm import guidance_embedding
 from npusim.training.run import Run
@@ -174,11 +175,12 @@ def _chunks(rows: list[str], size: int) -> Iterator[list[str]]:
 
 
 def judging_captions(
-    preset: Preset, run: Run, count: int, *, held_out: bool = False
+    preset: Preset, run: Run, count: int, combinations: Combinations = "seen"
 ) -> tuple[Any, list[str]]:
     """Labels and captions that judge networks: a function of the seed, drawn apart from training's."""
-    rng = Draw(run.seed, "held-out prompts" if held_out else "prompts", 0).numpy()
-    labels = run.world().draw_labels(rng, count, held_out=held_out)
+    purpose = "prompts" if combinations == "seen" else f"{combinations} prompts"
+    rng = Draw(run.seed, purpose, 0).numpy()
+    labels = run.world().draw_labels(rng, count, combinations)
     return labels, run.world().captions(labels, rng)
 
 

@@ -15,7 +15,7 @@ from npusim.training import checkpoints, networks
 from npusim.training import run as runs
 from npusim.training.bench import planned_steps
 from npusim.training.config import as_json
-from npusim.training.evaluate import Judge, line, prompt_sets
+from npusim.training.evaluate import Judge, line
 from npusim.training.run import Run
 from npusim.training.sample import Contender, Parts, Studio, judging_captions, lcm_scheduler
 from npusim.training.stages import Session
@@ -129,10 +129,11 @@ def _judge_shipped(run: Run, folder: Path, say: Callable[[str], None]) -> dict[s
     Set of prompts -> network and steps -> figures.
     """
     shipped = load_shipped(folder)
-    judge, studio = Judge(run, max(2048, run.preset.sampling.prompts)), Studio(run, shipped.parts)
+    studio = Studio(run, shipped.parts)
     figures: dict[str, Any] = {}
-    for name, held_out in prompt_sets(run.preset).items():
-        labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, held_out=held_out)
+    for name in run.world().tested:
+        judge = Judge(run, name)
+        labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, name)
         figures[name] = {}
         for steps in run.preset.sampling.student_steps:
             contender = Contender("lcm", steps)

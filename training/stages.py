@@ -14,7 +14,7 @@ from npusim.training import checkpoints, classifier, compress, networks, text, v
 from npusim.training import run as runs
 from npusim.training.config import Training
 from npusim.training.data.source import Pictures, device_of
-from npusim.training.data.world import World
+from npusim.training.data.world import Combinations, World
 from npusim.training.draw import Draw
 from npusim.training.kd import Distillation
 from npusim.training.lcm import ConsistencyDistillation, add_guidance_input
@@ -36,7 +36,10 @@ class Session:
 
 
 class ClassifierTraining:
-    """Stage `classifier`: attributes from renders, a little noised so that it reads decoded ones too."""
+    """Stage `classifier`: attributes from renders, a little noised so that it reads decoded ones too.
+
+    It sees every combination, withheld ones too: a judge that does not know them cannot say whether others do.
+    """
 
     name = "classifier"
     companion = None
@@ -44,7 +47,7 @@ class ClassifierTraining:
 
     def __init__(self, training: Training, module: Any, world: World) -> None:
         self.training, self.module, self._world = training, module, world
-        self._source = Pictures(world)
+        self._source = Pictures(world, "every")
 
     def losses(self, module: Any, draw: Draw) -> Any:
         """Cross entropy on noised renders."""
@@ -134,13 +137,21 @@ def train_classifier(session: Session) -> bool:
         checkpoints.write_tensors(
             folder / "classifier.safetensors", network.state_dict(), {"world": run.preset.world}
         )
-        pictures, labels = Pictures(run.world()).batch(Draw(run.seed, "classifier test", 0), 2048)
-        seen, _, _ = classifier.read(network.cpu().eval(), pictures, run.world())
-        right = float((seen == labels).float().mean())
-        session.say(f"classifier: {right:.2%} of the attributes of held-out renders")
-        return {"accuracy": right}
+        network.cpu().eval()
+        accuracy = {name: _accuracy_on(run, network, name) for name in run.world().tested}
+        for name, right in accuracy.items():
+            session.say(f"classifier: {right:.2%} of the attributes of fresh renders, {name} combinations")
+        return {"accuracy": accuracy}
 
     return _run_stage(session, stage, publish)
+
+
+def _accuracy_on(run: Run, network: Any, combinations: Combinations) -> float:
+    """Share of attributes that the classifier reads from 2048 fresh renders of these combinations."""
+    source = Pictures(run.world(), combinations)
+    pictures, labels = source.batch(Draw(run.seed, "classifier test", 0), 2048)
+    seen, _, _ = classifier.read(network, pictures, run.world())
+    return float((seen == labels).float().mean())
 
 
 def train_vae(session: Session) -> bool:

@@ -261,6 +261,14 @@ def test_seeded_inputs_are_reproducible_and_cover_several_timesteps(cases: Cases
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(first, again, strict=True))
 
 
+def test_seeded_timesteps_are_timesteps_and_the_guidance_embedding_is_not() -> None:
+    batches = list(seeded_inputs(load_graph("edgefusion")))
+    assert [batch["timestep"].tolist() for batch in batches] == [[999], [759], [499], [259]]
+    for batch in batches:
+        assert abs(float(batch["timestep_cond"].mean())) < 0.3
+        assert 0.8 < float(batch["timestep_cond"].std()) < 1.2
+
+
 # ---- weights -------------------------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,28 @@ def test_a_pipeline_folder_is_searched_for_its_unet(unet: Path, tmp_path: Path) 
     assert architecture.class_name == "UNet2DConditionModel"
 
 
+def shape_of(architecture: Architecture, name: str) -> tuple[int, ...]:
+    return next(spec.shape for spec in architecture.inputs if spec.name == name)
+
+
+def test_a_unet_takes_as_many_tokens_as_the_text_encoder_beside_it_writes(unet: Path, tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(unet, pipeline / "unet")
+    alone, _ = checkpoints.load("custom", pipeline / "unet")
+    assert shape_of(alone, "encoder_hidden_states") == (1, 77, 32)
+    beside = pipeline / "text_encoder" / "config.json"
+    beside.parent.mkdir()
+    beside.write_text('{"max_position_embeddings": 20}')
+    found, network = checkpoints.load("custom", pipeline / "unet")
+    assert shape_of(found, "encoder_hidden_states") == (1, 20, 32)
+    path = checkpoints.build("custom", out=tmp_path / "out", weights=pipeline / "unet")
+    ours, expected = outputs(path, found, network)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    for wrong in ("0", "true", '"many"', "1e9"):
+        beside.write_text(f'{{"max_position_embeddings": {wrong}}}')
+        assert "text_encoder/config.json: 'max_position_embeddings' is" in refusal(pipeline / "unet")
+
+
 def test_fp16_weights_give_an_fp16_network(unet_folder: Path) -> None:
     _, network = checkpoints.load("custom", unet_folder, dtype="fp16")
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float16}

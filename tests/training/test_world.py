@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,15 @@ import torch
 
 from npusim.errors import BadInputError
 from npusim.training import text
-from npusim.training.config import preset
-from npusim.training.data.world import COLOURS, HELD_OUT_PAIRS, world
+from npusim.training.config import preset, shortened
+from npusim.training.data.world import (
+    COLOURS,
+    HELD_OUT_PAIRS,
+    Combinations,
+    Labels,
+    TwoObjects,
+    world,
+)
 from npusim.training.draw import Draw
 
 WORLDS = ("toy-small", "toy")
@@ -62,7 +70,34 @@ def test_withheld_pairs_are_never_trained_on_and_always_tested() -> None:
         return [bool(p & set(HELD_OUT_PAIRS)) for p in pairs]
 
     assert not any(shown(place.draw_labels(rng, 500)))
-    assert all(shown(place.draw_labels(rng, 500, held_out=True)))
+    assert all(shown(place.draw_labels(rng, 500, "held-out")))
+
+
+def test_the_judge_trains_on_withheld_pairs_and_the_autoencoder_and_the_diffusion_pool_do_not() -> None:
+    from npusim.training.classifier import build_classifier
+    from npusim.training.data.source import Pictures, encode_pool
+    from npusim.training.stages import ClassifierTraining, VaeTraining
+    from npusim.training.vae import build_vae
+
+    place, small = world("toy"), shortened(preset("toy"), 1)
+    drawn: list[Combinations] = []
+
+    class Watched(TwoObjects):
+        def draw_labels(
+            self, rng: np.random.Generator, count: int, combinations: Combinations = "seen"
+        ) -> Labels:
+            drawn.append(combinations)
+            return place.draw_labels(rng, count, combinations)
+
+    judge, network = build_classifier(place), build_vae(small.vae, small.resolution)
+    ClassifierTraining(small.classifier, judge, Watched()).losses(judge, Draw(0, "classifier", 0))
+    VaeTraining(small.autoencoder, network, Watched(), small.vae.patch).losses(network, Draw(0, "vae", 0))
+    encode_pool(Watched(), network, small.vae.patch, text.build_tokenizer(place.words(), 20), 4, 0)
+    assert drawn == ["every", "seen", "seen"]
+    _, labels = Pictures(place, "every").batch(Draw(0, "classifier", 0), 400)
+    colours, shapes = tuple(COLOURS), place.attributes[4].values
+    shown = {(colours[row[c]], shapes[row[c + 1]]) for row in labels.tolist() for c in (3, 7)}
+    assert shown == set(itertools.product(colours, shapes))
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -14,7 +14,7 @@ import torch
 
 from npusim.errors import BadInputError
 from npusim.training import checkpoints, text, vae
-from npusim.training.data.world import World
+from npusim.training.data.world import Combinations, World
 from npusim.training.draw import Draw
 
 
@@ -37,15 +37,15 @@ def batch_on(module: Any, source: Source, draw: Draw, size: int) -> tuple[Any, A
 
 
 class Pictures:
-    """Fresh renders with their labels, for the classifier and the autoencoder."""
+    """Fresh renders with their labels: of every combination for the classifier, of seen ones for the autoencoder."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, combinations: Combinations = "seen") -> None:
+        self._world, self._combinations = world, combinations
 
     def batch(self, draw: Draw, size: int) -> tuple[Any, Any]:
         """Pictures [N, 3, H, W] and labels [N, A]."""
         rng = draw.numpy()
-        labels = self._world.draw_labels(rng, size)
+        labels = self._world.draw_labels(rng, size, self._combinations)
         pictures = torch.from_numpy(self._world.render(labels, rng))
         return pictures, torch.from_numpy(labels)
 

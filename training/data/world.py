@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ Labels = NDArray[np.int64]
 """One row per picture, one column per attribute: [N, A], each entry an index into that attribute's values."""
 Pictures = NDArray[np.float32]
 """[N, 3, H, W], -1 black to 1 white."""
+
+Combinations = Literal["seen", "held-out", "every"]
+"""Which labels are drawn: those that diffusion networks train on, only withheld ones, or both as they come."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 52, 58),
@@ -57,8 +60,14 @@ class World(Protocol):
     def attributes(self) -> tuple[Attribute, ...]:
         """What can be right or wrong, in the order of a row of labels."""
 
-    def draw_labels(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> Labels:
-        """Draw labels: from what training may see, or only with a withheld combination in them."""
+    @property
+    def tested(self) -> tuple[Combinations, ...]:
+        """The sets of combinations that networks are judged on, each apart."""
+
+    def draw_labels(
+        self, rng: np.random.Generator, count: int, combinations: Combinations = "seen"
+    ) -> Labels:
+        """Draw labels, uniformly among these combinations."""
 
     def captions(self, labels: Labels, rng: np.random.Generator) -> list[str]:
         """Write one caption per row of labels."""
@@ -116,9 +125,12 @@ class OneObject:
         Attribute("column", ("left", "right")),
         Attribute("ground", ("snow", "night", "slate", "sand")),
     )
+    tested: tuple[Combinations, ...] = ("seen",)
 
-    def draw_labels(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> Labels:
-        """Draw each attribute uniformly; this world withholds nothing, so `held_out` changes nothing."""
+    def draw_labels(
+        self, rng: np.random.Generator, count: int, combinations: Combinations = "seen"
+    ) -> Labels:
+        """Draw each attribute uniformly; this world withholds nothing, so `combinations` changes nothing."""
         columns = [rng.integers(0, len(a.values), count) for a in self.attributes]
         return np.stack(columns, axis=1)
 
@@ -163,9 +175,9 @@ HELD_OUT_PAIRS = (
     ("green", "triangle"),
     ("blue", "square"),
 )
-"""(colour, shape) pairs that no training picture of `toy` shows.
+"""(colour, shape) pairs that no picture shows on which `toy`'s autoencoder or diffusion networks train.
 
-Our choice: one pair for each of five colours.
+The judge learns them too. Our choice: one pair for each of five colours.
 """
 
 TURNED = 0.15
@@ -205,6 +217,7 @@ class TwoObjects:
         Attribute("second shape", tuple(SHAPES)),
         Attribute("ground", ("paper", "wood", "brick", "grass", "water")),
     )
+    tested: tuple[Combinations, ...] = ("seen", "held-out")
 
     def _withheld(self, labels: Labels) -> NDArray[np.bool_]:
         """Which rows show a withheld (colour, shape) pair: [N] bool."""
@@ -214,12 +227,16 @@ class TwoObjects:
         second = np.isin(labels[:, 7] * len(shapes) + labels[:, 8], codes)
         return np.asarray(first | second)
 
-    def draw_labels(self, rng: np.random.Generator, count: int, *, held_out: bool = False) -> Labels:
-        """Draw uniformly, then keep rows without (or only with) a withheld pair."""
+    def draw_labels(
+        self, rng: np.random.Generator, count: int, combinations: Combinations = "seen"
+    ) -> Labels:
+        """Draw uniformly, then keep rows without (or only with) a withheld pair, or keep all."""
         kept: list[Labels] = []
         while sum(map(len, kept)) < count:
             drawn = np.stack([rng.integers(0, len(a.values), count) for a in self.attributes], axis=1)
-            kept.append(drawn[self._withheld(drawn) == held_out])
+            if combinations != "every":
+                drawn = drawn[self._withheld(drawn) == (combinations == "held-out")]
+            kept.append(drawn)
         return np.concatenate(kept)[:count]
 
     def _noun(self, row: NDArray[np.int64], first: int) -> str:
