@@ -13,9 +13,12 @@ from typing import Any
 
 from npusim.errors import BadInputError, OutputError
 
+MANIFEST = "files.json"
+"""In a published folder: the CRC-32 of each of its files."""
+
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn a failed write into a sentence that names the file and says what is still there."""
     from safetensors import SafetensorError
 
@@ -45,7 +48,7 @@ def _aside(path: Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON at once or not at all."""
     aside = _aside(path)
-    with _named(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
@@ -86,7 +89,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, An
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     sums = {name: _checksum(value) for name, value in plain.items()}
     aside = _aside(path)
-    with _named(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file(
@@ -130,18 +133,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Build a folder beside its place, flush it, and rename it into place, over an older one if need be.
+    """Build a folder beside its place, sum it up, flush it, and rename it into place, over an older one if need be.
 
     Raises:
         OutputError: the disk refused; nothing that stood before is lost.
     """
     aside, old = _aside(folder), folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    with _named(folder):
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir()
             fill(aside)
+            write_json(aside / MANIFEST, _sums(aside))
             for path in sorted(aside.rglob("*")):
                 _flush(path)
             if folder.exists():
@@ -153,13 +157,55 @@ def publish_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _sums(folder: Path) -> dict[str, int]:
+    """Relative path -> CRC-32 of every file below."""
+    return {
+        path.relative_to(folder).as_posix(): _file_sum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _file_sum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            found = zlib.crc32(chunk, found)
+    return found
+
+
+def check_files(folder: Path) -> None:
+    """Compare a network's files with the sums that were published with it; a downloaded network has none.
+
+    Args:
+        folder: a network's folder in a published one (`final/unet`).
+
+    Raises:
+        BadInputError: names the file that is missing or differs.
+    """
+    manifest = folder.parent / MANIFEST
+    if not manifest.is_file():
+        return
+    for name, wanted in read_json(manifest).items():
+        path = folder.parent / name
+        if not path.is_relative_to(folder):
+            continue
+        state = "missing" if not path.is_file() else "corrupt" if _file_sum(path) != wanted else ""
+        if state:
+            raise BadInputError(
+                f"{path}: is {state} (its CRC-32 is not the one in {manifest}); restore it from a copy, or run its "
+                "stage again with --no-resume"
+            )
+
+
 def load_network(kind: Any, folder: Path) -> Any:
     """Load a diffusers or transformers network from a local folder, never from a hub.
 
     Raises:
-        BadInputError: the folder or its weights are missing, truncated, or of another shape than its
-            configuration.
+        BadInputError: the folder or its weights are missing, truncated, altered since they were published, or of another
+            shape than its configuration.
     """
+    check_files(folder)
     if not (folder / "config.json").is_file():
         raise BadInputError(
             f"{folder}: holds no config.json, so no network can be read from it; run the stage that makes it"

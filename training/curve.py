@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from npusim.training.checkpoints import writing
+
 
 class Curve:
     """Appends to `losses.csv` and TensorBoard's events; on resume, drops rows past the checkpoint."""
@@ -17,12 +19,11 @@ class Curve:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_curve(self._path) if int(row["step"]) < first_step]
         self._columns = list(kept[0]) if kept else None
-        self._file = self._path.open("w", newline="")
-        if self._columns:
-            writer = csv.DictWriter(self._file, self._columns)
-            writer.writeheader()
-            writer.writerows(kept)
-            self._file.flush()
+        with writing(self._path), self._path.open("w", newline="") as file:
+            if self._columns:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(kept)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of one step.
@@ -30,18 +31,17 @@ class Curve:
         Floats are written in full, so that equal text means equal bits.
         """
         row = {"step": step, **{name: repr(value) for name, value in values.items()}}
-        if self._columns is None:
-            self._columns = list(row)
-            csv.DictWriter(self._file, self._columns).writeheader()
-        csv.DictWriter(self._file, self._columns).writerow(row)
-        self._file.flush()
+        with writing(self._path), self._path.open("a", newline="") as file:
+            if self._columns is None:
+                self._columns = list(row)
+                csv.DictWriter(file, self._columns).writeheader()
+            csv.DictWriter(file, self._columns).writerow(row)
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both records."""
-        self._file.close()
+        """Close TensorBoard's record."""
         if self._events is not None:
             self._events.close()
 

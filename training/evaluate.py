@@ -84,8 +84,9 @@ def _judge_set(run: Run, studio: Studio, name: Combinations, session: Session) -
 
 
 def _keep(path: Path, correct: Correct) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, correct)
+    with checkpoints.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, correct)
 
 
 def line(figures: Mapping[str, Any]) -> str:

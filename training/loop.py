@@ -56,7 +56,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a call of `train` ended. `seconds_per_step` leaves the first steps of this call out."""
+    """How a call of `train` ended. `seconds_per_step` leaves the first steps of a call out."""
 
     finished: bool
     step: int
@@ -196,10 +196,10 @@ def _fingerprint(stage: Stage, seed: int) -> str:
     return f"{stage.name} {digest(settings)} seed {seed} threads {torch.get_num_threads()}"
 
 
-def _resume(state: _State, path: Path, seed: int) -> int:
-    """Load the checkpoint if there is one. Returns the step to go on from."""
+def _resume(state: _State, path: Path, seed: int) -> tuple[int, float]:
+    """Load the checkpoint if there is one. Returns the step to go on from, and the seconds that a step took."""
     if not path.is_file():
-        return 0
+        return 0, 0.0
     tensors, facts = checkpoints.read_tensors(path)
     wanted = _fingerprint(state.stage, seed)
     if facts.get("fingerprint") != wanted:
@@ -213,7 +213,7 @@ def _resume(state: _State, path: Path, seed: int) -> int:
         raise BadInputError(
             f"{path}: does not fit this stage's networks ({error}); use --no-resume"
         ) from error
-    return int(facts["step"])
+    return int(facts["step"]), float(facts.get("seconds_per_step", 0.0))
 
 
 @contextmanager
@@ -231,7 +231,7 @@ class _Record:
     def __init__(self, state: _State, folder: Path, seed: int, resume: bool) -> None:
         self._state, self._seed = state, seed
         self._path = folder / "checkpoint.safetensors"
-        self.first = _resume(state, self._path, seed) if resume else 0
+        self.first, self._pace = _resume(state, self._path, seed) if resume else (0, 0.0)
         self._curve = Curve(folder, self.first) if state.acc.is_main_process else None
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
@@ -240,10 +240,15 @@ class _Record:
         if self._curve is not None and (step % training.log_every == 0 or step + 1 == training.steps):
             self._curve.add(step, values)
 
-    def save(self, step: int) -> None:
+    def pace(self, times: list[float]) -> float:
+        """Seconds per step of this call, or of the one before where this call took too few steps to tell."""
+        return steady(times) or self._pace
+
+    def save(self, step: int, times: list[float]) -> None:
         """Write a checkpoint from which step `step` comes next."""
         if self._curve is not None:
             facts = {"fingerprint": _fingerprint(self._state.stage, self._seed), "step": step}
+            facts["seconds_per_step"] = self.pace(times)
             facts["scaler"] = self._state.scaler()
             checkpoints.write_tensors(self._path, self._state.tensors(), facts)
 
@@ -300,16 +305,16 @@ def train(
             step += 1
             advance(step)
             if step % stage.training.checkpoint_every == 0 and step < stage.training.steps:
-                record.save(step)
+                record.save(step, times)
                 say(_line(stage, step, values, times))
-    record.save(step)
+    record.save(step, times)
     record.close()
     finished = step >= stage.training.steps
     if finished and state.ema is not None:
         state.ema.copy_to(state.parameters)
     stage.module.eval()
     seconds = time.monotonic() - clock
-    return Outcome(finished=finished, step=step, seconds_per_step=steady(times), seconds=seconds)
+    return Outcome(finished=finished, step=step, seconds_per_step=record.pace(times), seconds=seconds)
 
 
 def rehearse(stage: Stage, steps: int, seed: int = 0) -> list[float]:

@@ -213,5 +213,6 @@ def save_sheet(path: Path, pictures: Any, columns: int = 8, enlarge: int | None 
     blank = np.full((rows * columns - len(values), *values.shape[1:]), 255, np.uint8)
     grid = np.concatenate([values, blank]).reshape(rows, columns, *values.shape[1:])
     sheet = grid.transpose(0, 2, 1, 3, 4).reshape(rows * values.shape[1], columns * values.shape[2], 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path, optimize=True)
+    with checkpoints.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet).save(path, optimize=True)

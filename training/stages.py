@@ -327,19 +327,28 @@ ORDER: dict[str, Callable[[Session], bool]] = {
 }
 """Every stage in the order in which each can read what it needs."""
 
+GIVEN = ("classifier", "vae", "teacher")
+"""Stages that a preset without a procedural world does not train."""
+
 
 def run_stage(session: Session, name: str) -> bool:
     """Run one stage after checking that those before it are finished.
 
     Raises:
-        BadInputError: an earlier stage is not finished.
+        BadInputError: an earlier stage is not finished, or the preset has no world to train this one on.
     """
+    run = session.run
+    given = GIVEN if run.preset.world == "folder" else ()
+    if name in given or (given and run.teacher is None):
+        raise BadInputError(
+            f"--preset {run.preset.name}: {', '.join(GIVEN)} are not trained but given; run bk-init, then kd and lcm, with "
+            "--teacher PIPELINE_FOLDER (and --data IMAGEFOLDER)"
+        )
     for earlier in list(ORDER)[: list(ORDER).index(name)]:
-        procedural = session.run.preset.world != "folder"
-        if (procedural or earlier not in ("classifier", "vae")) and not session.run.finished(earlier):
+        if earlier not in given and not run.finished(earlier):
             raise BadInputError(
-                f"{session.run.final(earlier)}: stage {earlier} is not finished, {name} needs it; "
-                f"run: npusim train {earlier} --preset {session.run.preset.name} --out {session.run.out}"
+                f"{run.final(earlier)}: stage {earlier} is not finished, {name} needs it; "
+                f"run: npusim train {earlier} --preset {run.preset.name} --out {run.out}"
             )
     return ORDER[name](session)
 

@@ -83,6 +83,15 @@ def test_a_given_teacher_with_another_noise_schedule_is_refused(tmp_path: Path) 
         _train("bk-init", teacher, tmp_path / "run")
 
 
+@pytest.mark.parametrize("verb", ["all", "vae", "teacher", "kd"])
+def test_full_size_training_without_a_teacher_says_how_to_give_one(tmp_path: Path, verb: str) -> None:
+    words = (verb, "--preset", "sd-v1", "--out", str(tmp_path), "--steps", "1", "--threads", "1")
+    with pytest.raises(
+        BadInputError, match=r"not trained but given; run bk-init, .* --teacher PIPELINE_FOLDER"
+    ):
+        CliRunner().invoke(app, [*words], catch_exceptions=False)
+
+
 @pytest.mark.training
 def test_full_size_training_without_pictures_says_what_is_missing(tmp_path: Path) -> None:
     teacher = _pipeline(tmp_path / "teacher")

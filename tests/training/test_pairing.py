@@ -61,6 +61,22 @@ def test_a_truncated_network_is_named(tmp_path: Path) -> None:
         checkpoints.load_network(kind, tmp_path / "unet")
 
 
+@pytest.mark.parametrize("damage", ["one byte", "short", "gone"])
+def test_a_published_network_that_was_damaged_since_is_named(tmp_path: Path, damage: str) -> None:
+    kinds: list[Any] = []
+    checkpoints.publish_folder(tmp_path / "final", lambda folder: kinds.append(_unet(folder / "unet")))
+    checkpoints.load_network(kinds[0], tmp_path / "final" / "unet")
+    weights = tmp_path / "final" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-8] ^= 1
+    weights.write_bytes(content if damage == "one byte" else content[:-100])
+    if damage == "gone":
+        weights.unlink()
+    state = "missing" if damage == "gone" else "corrupt"
+    with pytest.raises(BadInputError, match=rf"model\.safetensors: is {state} .* run its stage again"):
+        checkpoints.load_network(kinds[0], tmp_path / "final" / "unet")
+
+
 def test_a_missing_network_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"unet: holds no config\.json"):
         checkpoints.load_network(object, tmp_path / "unet")

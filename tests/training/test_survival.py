@@ -60,6 +60,12 @@ def test_a_spent_budget_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> Non
     assert outcome.step == 20
 
 
+def test_a_finished_stage_that_is_resumed_still_knows_what_a_step_took(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    assert first.seconds_per_step > 0
+    assert run(tmp_path).seconds_per_step == first.seconds_per_step
+
+
 def test_no_resume_starts_afresh(tmp_path: Path) -> None:
     run(tmp_path)
     first = (tmp_path / "losses.csv").read_text()
@@ -136,6 +142,14 @@ def test_a_really_full_disk_is_a_sentence_too(tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     with pytest.raises(OutputError, match=r"could not be written \("):
         checkpoints.write_json(Path("/dev/full/run.json"), {})
+
+
+def test_a_full_disk_under_the_curve_is_a_sentence_too(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "losses.csv").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"losses\.csv: could not be written \(No space left on device\)"):
+        run(tmp_path)
 
 
 def test_an_interrupted_write_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
