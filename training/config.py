@@ -148,6 +148,7 @@ class Sampling:
     guidance: float = 3.0  # teacher, in the pipelines' convention (w + 1)
     student_steps: tuple[int, ...] = (4, 2, 1)  # the paper
     prompts: int = 512
+    renders: int = 2048  # ours: what the classifier is tested on, and whose features FID compares with
     batch: int = 128
 
 
@@ -330,7 +331,9 @@ def shortened(full: Preset, steps: int, batch: int = 8) -> Preset:
         teacher=dataclasses.replace(full.teacher, training=cut(full.teacher.training)),
         kd=dataclasses.replace(full.kd, training=cut(full.kd.training)),
         lcm=dataclasses.replace(full.lcm, training=cut(full.lcm.training)),
-        sampling=dataclasses.replace(full.sampling, prompts=min(16, full.sampling.prompts), teacher_steps=3),
+        sampling=dataclasses.replace(
+            full.sampling, prompts=min(16, full.sampling.prompts), renders=64, teacher_steps=3
+        ),
     )
 
 

@@ -42,7 +42,7 @@ class Judge:
         self.world = run.world()
         self._network = runs.load_classifier(run)
         rng = Draw(run.seed, "reference renders", 0).numpy()
-        labels = self.world.draw_labels(rng, max(2048, run.preset.sampling.prompts), combinations)
+        labels = self.world.draw_labels(rng, run.preset.sampling.renders, combinations)
         self._reference = self.read(torch.from_numpy(self.world.render(labels, rng)))[1]
 
     def read(self, pictures: Any) -> tuple[Labels, Any, Any]:

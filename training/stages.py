@@ -147,9 +147,9 @@ def train_classifier(session: Session) -> bool:
 
 
 def _accuracy_on(run: Run, network: Any, combinations: Combinations) -> float:
-    """Share of attributes that the classifier reads from 2048 fresh renders of these combinations."""
+    """Share of attributes that the classifier reads from fresh renders of these combinations."""
     source = Pictures(run.world(), combinations)
-    pictures, labels = source.batch(Draw(run.seed, "classifier test", 0), 2048)
+    pictures, labels = source.batch(Draw(run.seed, "classifier test", 0), run.preset.sampling.renders)
     seen, _, _ = classifier.read(network, pictures, run.world())
     return float((seen == labels).float().mean())
 
