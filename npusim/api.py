@@ -82,9 +82,9 @@ def profile(
         policy: found.trace,
         other: simulate(found.program, described, other, work=work),
     }
-    bounds = {"dram_bound_bytes": found.bounds.dram_bytes, "lower_bound_ps": found.bounds.makespan_ps}
-    summary = summarize(graph, found.plan, found.program, traces, work, bounds=bounds, curves=found.curves)
-    summary["bound_by"] = found.bounds.binding
+    summary = summarize(
+        graph, found.plan, found.program, traces, work, bounds=found.bounds, curves=found.curves
+    )
     return Profile(
         graph=graph, plan=found.plan, program=found.program, traces=traces, work=work, summary=summary
     )

@@ -137,6 +137,17 @@ class Program:
     def __len__(self) -> int:
         return len(self.commands.opcode)
 
+    def queues(self) -> list[tuple[tuple[int, ...], list[int]]]:
+        """(gangs, their commands in serial order) of each set of engines that belong to the same gangs: one in-order queue each."""
+        member: dict[tuple[str, int], tuple[int, ...]] = {}
+        for number, gang in enumerate(self.gangs):
+            for engine in gang.engines:
+                member[gang.unit, engine] = (*member.get((gang.unit, engine), ()), number)
+        return [
+            (gangs, np.flatnonzero(np.isin(self.commands.gang, gangs)).tolist())
+            for gangs in dict.fromkeys(member[key] for key in sorted(member))
+        ]
+
     def sha256(self) -> str:
         """Hash of everything that decides what is run, in which order, on what."""
         digest = hashlib.sha256()

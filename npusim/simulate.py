@@ -133,7 +133,7 @@ class _Decoupled:
 
     def run(self) -> Trace:
         """Simulate until every queue is empty."""
-        queues = self._queues()
+        queues = self.program.queues()
         self.sizes = [0] * len(self.program.gangs)
         for gangs, _ in queues:
             for gang in gangs:
@@ -148,18 +148,6 @@ class _Decoupled:
             stall=np.asarray(self.stall, dtype=np.int64),
             bandwidth=np.asarray(self.dram.steps, dtype=np.int64).reshape(-1, 2),
         )
-
-    def _queues(self) -> list[tuple[tuple[int, ...], list[int]]]:
-        """(gangs, their commands in serial order) of each set of engines that belong to the same gangs."""
-        member: dict[tuple[str, int], tuple[int, ...]] = {}
-        for number, gang in enumerate(self.program.gangs):
-            for engine in gang.engines:
-                member[gang.unit, engine] = (*member.get((gang.unit, engine), ()), number)
-        gang_of = self.program.commands.gang
-        return [
-            (gangs, np.flatnonzero(np.isin(gang_of, gangs)).tolist())
-            for gangs in dict.fromkeys(member[key] for key in sorted(member))
-        ]
 
     def _done(self, command: int) -> simpy.Event:
         """Fires when a command that is not finished will be."""

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from npusim.cost import Work, energy_pj
+from npusim.gap import gap_ps
 from npusim.graph import Graph, Layer
 from npusim.plan import Plan, SegmentPlan, Slots
 from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
+from npusim.scheduler.bounds import Bounds
 from npusim.trace import Trace, lane_busy_ps, sram_occupancy, union_ps
 from npusim.units import ps_to_ms
 
@@ -22,13 +24,13 @@ Ints = npt.NDArray[np.int64]
 
 def summarize(
     graph: Graph, plan: Plan, program: Program, traces: Mapping[str, Trace], work: Work, *,
-    bounds: Mapping[str, int], curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    bounds: Bounds, curves: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:  # fmt: skip
     """All figures of one run.
 
     Args:
         traces: by policy; both are needed.
-        bounds: `dram_bound_bytes`, `lower_bound_ps`.
+        bounds: of the network on this NPU.
         curves: segment name -> points of its tile-count curve.
     """
     trace = traces[plan.options.policy]
@@ -52,13 +54,18 @@ def summarize(
         "dram_read_bytes": read,
         "dram_write_bytes": written,
         "spill_bytes": spill_bytes(program, work),
-        "dram_bound_bytes": bounds["dram_bound_bytes"],
+        "dram_bound_bytes": bounds.dram_bytes,
         "macs": int(program.commands.macs.sum() - program.commands.recomputed_macs.sum()),
         "peak_sram_bytes": int(occupied.max(initial=0)),
         "sram_utilization": _average(times, occupied) / capacity,
         "handover_ms": ps_to_ms(int(work.handover_ps.sum())),
         "energy_mj": energy / 1e9,
-        "lower_bound_ms": ps_to_ms(bounds["lower_bound_ps"]),
+        "lower_bound_ms": ps_to_ms(bounds.makespan_ps),
+        "bound_by": bounds.binding,
+        "gap": [
+            {"cause": cause, "ms": ps_to_ms(time)}
+            for cause, time in gap_ps(graph, plan, program, trace, work, bounds).items()
+        ],
         "coverage": _coverage(graph, program, work),
         "assumptions": assumptions(plan),
         "engine_busy": {lane: t / max(1, trace.makespan_ps) for lane, t in busy.items()},

@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from npusim import api
+from npusim import api, gap
 from npusim.graph import Graph, Layer
 from npusim.hardware import Npu, load_npu, with_values
 from npusim.lower import lower
 from npusim.lower.fragments import Fragments
 from npusim.ops import macs_of
 from npusim.program import DRAM, PRODUCT, READ, SRAM, Program
+from npusim.scheduler.bounds import lower_bounds
+from npusim.scheduler.planner import make_problem
 from npusim.scheduler.problem import Policy
 
 Net = Any  # the builder of tests/conftest.py
@@ -458,6 +460,34 @@ def test_equal_units_are_repeated(graph_of: Callable[[str], Graph]) -> None:
     lower(graph, made.plan, known)
     units = len(graph.layers) - 2 * len(made.plan.segments)
     assert len(known) < 0.8 * units
+
+
+# ---- the gap ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_causes_of_the_gap_add_up_and_none_but_what_the_bound_counts_is_negative(
+    found: api.Profile,
+) -> None:
+    problem = make_problem(found.graph, found.plan.npu, "w8a16", found.trace.policy)  # type: ignore[arg-type]
+    bounds = lower_bounds(problem)
+    for trace in found.traces.values():
+        causes = gap.gap_ps(found.graph, found.plan, found.program, trace, found.work, bounds)
+        assert sum(causes.values()) == trace.makespan_ps - bounds.makespan_ps
+        assert all(time > 0 for cause, time in causes.items() if cause != gap.COUNTED), causes
+
+
+def test_a_product_alone_waits_for_its_operands_and_for_its_store(net: Callable[..., Net]) -> None:
+    """Everything in one piece: load, multiply, store, one after the other."""
+    n = net()
+    made = api.profile(
+        n.output(n.linear(n.input("x", 1, 16, 16), 16, bias=False)).graph(), npu=machine(ENOUGH)
+    )
+    assert isinstance(made, api.Profile)
+    load, compute, store = (made.work.alone_ps[made.program.commands.opcode == o].max() for o in (0, 2, 1))
+    assert compute < min(load, store)
+    assert made.summary["bound_by"] == "dram"
+    causes = {c["cause"]: round(c["ms"] * 1e9) for c in made.summary["gap"]}
+    assert causes[gap.TENSOR] == compute
 
 
 # ---- law 2: what must cross the bus, and no more where everything fits ----------------------------------------------------
