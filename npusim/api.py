@@ -12,11 +12,13 @@ from npusim.models import zoo
 from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
 from npusim.results import Comparison, Profile, SegmentResult
+from npusim.scheduler.explain import LEVERS, doubled, explain
 from npusim.scheduler.problem import Infeasible, Policy
 from npusim.scheduler.search import Request, search_plan
 from npusim.simulate import simulate
 from npusim.summary import summarize
 from npusim.trace import Trace
+from npusim.units import ps_to_ms
 
 __all__ = ["Comparison", "Infeasible", "Profile", "SegmentResult", "load_graph", "profile"]
 
@@ -51,7 +53,7 @@ def load_graph(
 def profile(
     model: str | Path | bytes | Graph, *, tiles: str | int = "auto", segments: str = "all", precision: str = "w8a16",
     npu: str | Path | Npu = "exynos2400", policy: Policy = "decoupled", pins: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None, why: bool = False,
 ) -> Profile | Infeasible:  # fmt: skip
     """Plan and simulate a network.
 
@@ -64,6 +66,7 @@ def profile(
         policy: `decoupled` (one in-order queue per engine) or `serial`.
         pins: segment name -> tile count, overriding `tiles`.
         shapes, dims: sizes of symbolic inputs.
+        why: also say why each segment is tiled as it is, and what more hardware would buy (`levers`; takes a few times as long).
 
     Returns:
         The profile, or why nothing fits.
@@ -77,14 +80,28 @@ def profile(
     if isinstance(found, Infeasible):
         return found
     other: Policy = "serial" if policy == "decoupled" else "decoupled"
-    work = found.work
+    work, planned = found.work, found.planned
     traces: dict[str, Trace] = {
         policy: found.trace,
-        other: simulate(found.program, described, other, work=work),
+        other: simulate(planned.program, described, other, work=work),
     }
     summary = summarize(
-        graph, found.plan, found.program, traces, work, bounds=found.bounds, curves=found.curves
+        graph, planned.plan, planned.program, traces, work, bounds=found.bounds, curves=found.curves
     )
+    if why:
+        reasons = zip(summary["segments"], explain(planned), strict=True)
+        summary["segments"] = [{**segment, "why": reason} for segment, reason in reasons]
+        summary["levers"] = _levers(graph, described, request)
     return Profile(
-        graph=graph, plan=found.plan, program=found.program, traces=traces, work=work, summary=summary
+        graph=graph, plan=planned.plan, program=planned.program, traces=traces, work=work, summary=summary
     )
+
+
+def _levers(graph: Graph, npu: Npu, request: Request) -> list[dict[str, float | str]]:
+    """Latency of the whole network, planned anew for hardware with twice as much of something."""
+    found = {lever: search_plan(graph, doubled(npu, lever), request) for lever in LEVERS}
+    return [
+        {"change": lever, "latency_ms": ps_to_ms(result.trace.makespan_ps)}
+        for lever, result in found.items()
+        if not isinstance(result, Infeasible)
+    ]

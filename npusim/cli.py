@@ -123,6 +123,13 @@ def profile(
     images: Annotated[
         str | None, typer.Option(help="png or svg: also write the figures (extra images) into RUN/images.")
     ] = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Also say what binds each segment, what other tile counts cost, what more hardware would buy.",
+        ),
+    ] = False,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Plan and simulate a network; write the run directory and print one screen."""
@@ -151,7 +158,7 @@ def profile(
     check_replaceable(directory)
     with stage(f"planning and simulating {len(graph.layers)} layers", quiet=quiet):
         found = api.profile(
-            graph, tiles=rule, segments=segments, precision=precision, npu=npu, policy=policy, pins=pins,  # type: ignore[arg-type]
+            graph, tiles=rule, segments=segments, precision=precision, npu=npu, policy=policy, pins=pins, why=why,  # type: ignore[arg-type]
         )  # fmt: skip
     if isinstance(found, Infeasible):
         raise BadInputError(found.sentence())

@@ -25,6 +25,9 @@ def print_profile(console: Console, profile: Profile) -> None:
     console.print(_layers_table(profile))
     if profile.summary["segments"]:
         console.print(_segments_table(profile.summary))
+    if "levers" in profile.summary:
+        console.print(_gap_table(profile.summary))
+        console.print(_why_table(profile.summary))
     _notes(console, profile.summary)
 
 
@@ -130,6 +133,54 @@ def _segments_table(summary: Mapping[str, Any]) -> Table:
             f"{members[0]['peak_sram_bytes'] / MIB:.2f} MiB", escape(members[0]["name"]),
         )  # fmt: skip
     return table
+
+
+def _table(title: str, left: Sequence[str], *names: str) -> Table:
+    """A table without lines; columns named in `left` are set left."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    return table
+
+
+def _gap_table(summary: Mapping[str, Any]) -> Table:
+    """From the bound to the latency, and the latency on more hardware."""
+    table = _table("from the bound to the latency", ("cause",), "ms", "cause")
+    table.add_row(f"{summary['lower_bound_ms']:.2f}", f"lower bound ({summary['bound_by']})")
+    for cause in summary["gap"]:
+        table.add_row(f"{cause['ms']:+.2f}", cause["cause"])
+    table.add_row(f"{summary['latency_ms']:.2f}", "latency")
+    for lever in summary["levers"]:
+        table.add_row(f"{lever['latency_ms']:.2f}", f"latency with {lever['change']}")
+    return table
+
+
+def _why_table(summary: Mapping[str, Any]) -> Table:
+    """Equal reasons share a row."""
+    table = _table(
+        "why so many tiles (each segment simulated on its own)", ("first", "bound by", "next best"),
+        "number", "tiles", "ms", "bound by", "next best", *(f"{p['change']}" for p in summary["levers"]), "first",
+    )  # fmt: skip
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for segment in summary["segments"]:
+        if segment["why"]:
+            groups.setdefault(repr((segment["tile_count"], segment["why"])), []).append(segment)
+    for members in groups.values():
+        segment, why = members[0], members[0]["why"]
+        levers = [_percent(p["latency_ms"], why["alone_ms"]) for p in why["levers"]]
+        others = [
+            f"{p['tile_count']}: {_percent(p['latency_ms'], why['alone_ms'])}, {p['reason']}"
+            for p in why["next_best"][:2]
+        ]
+        table.add_row(
+            str(len(members)), str(segment["tile_count"]), f"{why['alone_ms']:.2f}", why["bound_by"], "\n".join(others),
+            *levers, escape(segment["name"]),
+        )  # fmt: skip
+    return table
+
+
+def _percent(value: float | None, base: float) -> str:
+    return f"{value / base - 1:+.1%}" if value is not None and base else "does not fit"
 
 
 def print_changes(title: str, changes: Sequence[Change]) -> None:

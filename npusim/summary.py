@@ -14,7 +14,7 @@ from npusim.graph import Graph, Layer
 from npusim.plan import Plan, SegmentPlan, Slots
 from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
 from npusim.scheduler.bounds import Bounds
-from npusim.trace import Trace, lane_busy_ps, sram_occupancy, union_ps
+from npusim.trace import Trace, kind_busy_ps, lane_busy_ps, sram_occupancy, union_ps
 from npusim.units import ps_to_ms
 
 SUMMARY_SCHEMA = 1
@@ -156,7 +156,6 @@ def _segment(
 ) -> dict[str, Any]:
     segment = plan.segments[index]
     mine = program.commands.segment == index
-    kinds = {g.kind for g in program.gangs}
     return {
         "name": segment.name,
         "kind": segment.kind,
@@ -164,7 +163,7 @@ def _segment(
         "tile_count": segment.tile_count,
         "tiles": dict(segment.tiles),
         "latency_ms": ps_to_ms(_added_ps(trace, mine)),
-        "busy_ms": {kind: ps_to_ms(_kind_busy(program, trace, mine, kind)) for kind in sorted(kinds)},
+        "busy_ms": {kind: ps_to_ms(time) for kind, time in kind_busy_ps(program, trace, mine).items()},
         "handover_ms": ps_to_ms(int(work.handover_ps[mine].sum())),
         "dram_bytes": int(work.dram_bytes[mine].sum()),
         "peak_sram_bytes": sum(len(s.addresses) * s.slot_bytes for s in _slots(plan, segment)),
@@ -190,12 +189,6 @@ def _slots(plan: Plan, segment: SegmentPlan) -> list[Slots]:
     """SRAM slots of a segment and of the layers in it."""
     members = set(segment.layers)
     return [*segment.slots, *(s for layer in plan.layers if layer.name in members for s in layer.slots)]
-
-
-def _kind_busy(program: Program, trace: Trace, mine: Mask, kind: str) -> int:
-    gangs = [i for i, g in enumerate(program.gangs) if g.kind == kind]
-    chosen = mine & np.isin(program.commands.gang, gangs)
-    return union_ps(trace.start_ps[chosen], trace.end_ps[chosen])
 
 
 def attention_blocks(graph: Graph, program: Program, trace: Trace) -> list[dict[str, Any]]:

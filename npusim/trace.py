@@ -10,6 +10,7 @@ import numpy.typing as npt
 from npusim.program import Program
 
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 STALLS = ("none", "dma", "dependency", "queue")
 STALL_NONE, STALL_DMA, STALL_DEPENDENCY, STALL_QUEUE = range(4)
@@ -46,6 +47,16 @@ def union_ps(start: Ints, end: Ints) -> int:
     low, high = start[order], np.maximum.accumulate(end[order])
     gaps = np.maximum(0, low[1:] - high[:-1])
     return int(high[-1] - low[0] - gaps.sum())
+
+
+def kind_busy_ps(program: Program, trace: Trace, mine: Mask | None = None) -> dict[str, int]:
+    """Picoseconds in which some engine of each kind works, of all commands or of some ([n] of bool)."""
+    found = {}
+    for kind in sorted({g.kind for g in program.gangs}):
+        chosen = np.isin(program.commands.gang, [i for i, g in enumerate(program.gangs) if g.kind == kind])
+        chosen = chosen if mine is None else chosen & mine
+        found[kind] = union_ps(trace.start_ps[chosen], trace.end_ps[chosen])
+    return found
 
 
 def lane_busy_ps(program: Program, trace: Trace) -> dict[str, int]:

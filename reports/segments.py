@@ -85,11 +85,13 @@ def _why(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     found = [group for group in groups if group[0].get("why")]
     if not found:
         return ""
-    return "<h3>Why so many tiles</h3>" + "".join(_reasons(group) for group in found)
+    text = "<p>Times here are of a segment simulated on its own: nothing is loaded before it, nothing overlaps it.</p>"
+    return "<h3>Why so many tiles</h3>" + text + "".join(_reasons(group) for group in found)
 
 
 def _reasons(group: Sequence[Mapping[str, Any]]) -> str:
-    why, latency = group[0]["why"], float(group[0]["latency_ms"])
+    why = group[0]["why"]
+    latency = float(why.get("alone_ms", group[0]["latency_ms"]))
     more = f" and {len(group) - 1} more like it" if len(group) > 1 else ""
     next_best = [
         (f"{p['tile_count']} tiles", *_against(p, latency), escape(str(p["reason"])))
@@ -110,6 +112,8 @@ def _reasons(group: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _against(point: Mapping[str, Any], latency_ms: float) -> tuple[str, str]:
+    if point["latency_ms"] is None:
+        return "does not fit", "–"
     found = float(point["latency_ms"])
     return number(found, f"{found:.4f}"), f"{100 * (found / latency_ms - 1):+.1f} %" if latency_ms else "–"
 
@@ -135,10 +139,16 @@ def gap_section(summary: Mapping[str, Any]) -> str:
         for i, (name, low, high) in enumerate(steps)
     ]
     text = "<p>What no plan can avoid, then what this one adds to it, cause by cause. Each row starts where the one above ends.</p>"
-    return section(
-        "gap", "From the bound to the latency",
-        text + table(("cause", "", "ms", "of the latency"), rows, label="gap between bound and latency", text=(1,)),
-    )  # fmt: skip
+    body = text + table(
+        ("cause", "", "ms", "of the latency"), rows, label="gap between bound and latency", text=(1,)
+    )
+    levers = [(escape(str(p["change"])), *_against(p, latency)) for p in summary.get("levers", ())]
+    if levers:
+        head = ("change", "latency (ms)", "against this")
+        body += "<h3>What more hardware would buy</h3>" + table(
+            head, levers, label="the network on more hardware"
+        )
+    return section("gap", "From the bound to the latency", body)
 
 
 def _step(low: float, high: float, widest: float, *, total: bool) -> str:

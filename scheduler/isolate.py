@@ -17,13 +17,13 @@ from npusim.scheduler.residency import Unit
 from npusim.scheduler.tiles import Segment
 from npusim.scheduler.units import slot_name, unit_slots
 from npusim.simulate import simulate
-from npusim.trace import sram_occupancy
+from npusim.trace import kind_busy_ps, sram_occupancy
 from npusim.units import ps_to_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A simulated tiling of one segment."""
+    """A simulated tiling of one segment; `busy_ps` says how long each kind of engine works."""
 
     option: Option
     tile_count: int
@@ -31,6 +31,8 @@ class Measured:
     makespan_ps: int
     dram_bytes: int
     sram_bytes: int
+    handover_ps: int
+    busy_ps: Mapping[str, int]
     point: Mapping[str, Any]
 
     @property
@@ -66,6 +68,8 @@ def measure(problem: Problem, segment: Segment, option: Option, resident: frozen
         makespan_ps=trace.makespan_ps,
         dram_bytes=dram,
         sram_bytes=option.sram_bytes,
+        handover_ps=int(work.handover_ps.sum()),
+        busy_ps=kind_busy_ps(program, trace),
         point={
             "tile_count": entry.tile_count,
             "tiles": dict(entry.tiles),

@@ -43,6 +43,7 @@ class Planned:
 
     problem: Problem
     units: Sequence[Unit]
+    decided: Decisions
     plan: Plan
     program: Program
 
@@ -72,14 +73,14 @@ def plan_graph(
     )
     program = lower(problem.graph, plan, problem.fragments)
     plan = plan.model_copy(update={"program_sha256": program.sha256()})
-    return Planned(problem=problem, units=units, plan=plan, program=program)
+    return Planned(problem=problem, units=units, decided=decided, plan=plan, program=program)
 
 
 def _refined(
     problem: Problem, request: Request, units: Sequence[Unit], decided: Decisions, refine: Refine
 ) -> Decisions:
     """The same decisions with each segment's tiling replaced by what `refine` prefers, where the addresses still fit."""
-    used = _resident_bytes(problem, units, decided.resident)
+    used = resident_bytes(problem, units, decided.resident)
     options = list(decided.options)
     for index, unit in enumerate(units):
         if unit.segment is not None and request.count(unit.name) is None:
@@ -92,7 +93,7 @@ def _refined(
     return Decisions(resident=decided.resident, options=options, addresses=addresses)
 
 
-def _resident_bytes(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[int]:
+def resident_bytes(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[int]:
     """SRAM bytes of resident tensors while each unit runs."""
     used = [0] * len(units)
     owner = _place_owners(problem, resident)

@@ -10,8 +10,6 @@ from typing import Any
 from npusim.cost import Work
 from npusim.graph import Graph
 from npusim.hardware import Npu
-from npusim.plan import Plan
-from npusim.program import Program
 from npusim.scheduler.bounds import Bounds, lower_bounds
 from npusim.scheduler.chains import chain_key
 from npusim.scheduler.isolate import Measured, measure
@@ -49,10 +47,9 @@ Curve = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The chosen plan with its Program, simulated, the bounds, and the curve of each segment's tile counts."""
+    """The chosen plan with what it was made of, simulated, the bounds, and the curve of each segment's tile counts."""
 
-    plan: Plan
-    program: Program
+    planned: Planned
     work: Work
     trace: Trace
     bounds: Bounds
@@ -95,8 +92,7 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     plan = best.planned.plan
     options = plan.options.model_copy(update={"tiles": request.tiles})
     return Found(
-        plan=plan.model_copy(update={"options": options}),
-        program=best.planned.program,
+        planned=replace(best.planned, plan=plan.model_copy(update={"options": options})),
         work=best.work,
         trace=best.trace,
         bounds=lower_bounds(problem),

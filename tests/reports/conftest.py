@@ -188,10 +188,14 @@ def explained(tiny: api.Profile) -> Explained:
     summary["gap"] = [{"cause": f"waiting {HOSTILE}", "ms": above - 0.25}, {"cause": "hand-over", "ms": 0.25}]
     why = {
         "bound_by": f"vector {HOSTILE}",
-        "next_best": [{"tile_count": 9, "latency_ms": 1.0, "reason": BREAKOUT}],
+        "next_best": [
+            {"tile_count": 9, "latency_ms": 1.0, "reason": BREAKOUT},
+            {"tile_count": 1, "latency_ms": None, "reason": "needs 9 MB of SRAM, 6 MB are free"},
+        ],
         "levers": [{"change": "SRAM x 2", "latency_ms": 0.5}],
     }
     summary["segments"] = [dict(s) | {"why": why} for s in summary["segments"]]
+    summary["levers"] = [{"change": HOSTILE, "latency_ms": 0.25}]
     close = {"sqnr_db": 40.0, "cosine": 0.999, "max_error": 0.5, "relative_error": 0.01}
     layers = [
         {"name": name, "op": "linear", **close, "sqnr_db": None if i == 1 else 50.0 - i, "own_noise_db": None if i == 1 else 1.5}
