@@ -214,7 +214,7 @@ def main() -> None:
             cells.append(f"{psnr_db(pictures, drawn):.1f} dB")
             print_row(precision, [*cells, *accuracy(judge, pictures, labels)])
             rows.append(pictures[:COLUMNS])
-    save_sheet(chosen.out, torch.cat(rows), columns=len(rows[0]))
+    save_sheet(chosen.out, torch.cat(rows), columns=len(rows[0]), enlarge=2)
     print(f"\nwrote {chosen.out}: fp32, then {chosen.precisions}")
 
 

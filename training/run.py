@@ -9,7 +9,6 @@ OUT/evaluation/, OUT/sheets/          what was measured and drawn
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 
 from npusim.errors import BadInputError
 from npusim.training import checkpoints, classifier, networks, text, vae
-from npusim.training.config import Preset, Sampling, as_json, digest, in_precision
+from npusim.training.config import Preset, as_json, digest, in_precision
 from npusim.training.data.source import Folder, Pool, Source, encode_pool, stored_pool
 from npusim.training.data.world import World, world
 
@@ -79,9 +78,11 @@ def open_run(run: Run) -> None:
         )
 
 
-def _lasting(preset: Preset) -> Preset:
+def _lasting(preset: Preset) -> dict[str, Any]:
     """What a run must keep from call to call: how it is judged, and in which precision it trains, may change."""
-    return in_precision(dataclasses.replace(preset, sampling=Sampling()), "no")
+    plain: dict[str, Any] = as_json(in_precision(preset, "no"))
+    del plain["sampling"]
+    return plain
 
 
 def load_classifier(run: Run) -> Any:
