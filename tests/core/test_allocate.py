@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, permutations
+from math import ceil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ortools.sat.python import cp_model
 
 from npusim.scheduler.allocate import Lifetime, allocate, liveness_bound
 
@@ -110,3 +113,56 @@ def test_by_hand(items: list[Lifetime], capacity: int, fits: bool) -> None:
 def test_addresses_do_not_depend_on_the_order_of_the_items(items: list[Lifetime]) -> None:
     turned = list(reversed(items))
     assert allocate(items, 40) == allocate(turned, 40)
+
+
+# ---- against an exact solver ------------------------------------------------------------------------------------------------
+
+
+def drawn(seed: int) -> list[Lifetime]:
+    """Tensors of like sizes, or of sizes over two decades as in networks; lives up to half the run."""
+    random = np.random.default_rng(seed)
+    count, steps = int(random.integers(10, 41)), int(random.integers(5, 16))
+    found = []
+    for number in range(count):
+        first, length = int(random.integers(0, steps)), int(random.integers(0, max(2, steps // 2)))
+        size = int(random.integers(10, 60)) if seed % 2 else int(np.exp(random.uniform(0, np.log(200))))
+        found.append(life(f"t{number}", max(1, size), first, min(steps - 1, first + length)))
+    return found
+
+
+def least_capacity(items: Sequence[Lifetime]) -> int:
+    """The least capacity, in steps of half a percent over the liveness bound, at which our heuristic finds a placement."""
+    bound = liveness_bound(items)
+    return next(
+        c for c in (bound + ceil(bound * k / 200) for k in range(1000)) if allocate(items, c) is not None
+    )
+
+
+def exact_capacity(items: Sequence[Lifetime], seconds: float) -> int:
+    """CP-SAT's least capacity, or its proven lower bound where the time is over: rectangles of time x address must not overlap."""
+    model = cp_model.CpModel()
+    highest = sum(i.size_bytes for i in items)
+    height = model.new_int_var(liveness_bound(items), highest, "height")
+    times, places = [], []
+    for item in items:
+        at = model.new_int_var(0, highest - item.size_bytes, item.name)
+        model.add(at + item.size_bytes <= height)
+        places.append(model.new_fixed_size_interval_var(at, item.size_bytes, f"{item.name} at"))
+        times.append(
+            model.new_fixed_size_interval_var(item.first, item.last - item.first + 1, f"{item.name} in")
+        )
+    model.add_no_overlap_2d(times, places)
+    model.minimize(height)
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.num_workers = 1
+    solver.solve(model)
+    return ceil(solver.best_objective_bound)
+
+
+@pytest.mark.slow
+def test_the_heuristic_is_within_five_percent_of_an_exact_solver_on_almost_all_instances() -> None:
+    """200 drawn instances of 10 to 40 tensors: at least 95 % within 5 %."""
+    ratios = [least_capacity(items) / exact_capacity(items, 2.0) for items in map(drawn, range(200))]
+    assert min(ratios) >= 1.0
+    assert sum(r <= 1.05 for r in ratios) >= 190, sorted(ratios)[-12:]
