@@ -80,8 +80,18 @@ def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> l
     best = undominated(options)
     if problem.policy == "serial":
         return best
-    shallow = [o.pieces for o in best if o.sram_bytes > capacity // SCARCE and o.pieces is not None]
+    shallow = [o.pieces for o in options if o.sram_bytes > capacity // SCARCE and o.pieces is not None]
     return undominated([*best, *(coster.option(p.rows, p.cols, p.order, depth=1) for p in shallow)])
+
+
+def every_option(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
+    """All ways that `piece_options` chooses from, dominated or not."""
+    coster = _Coster(problem, layer, resident)
+    cuts = dict.fromkeys(
+        [*_single_pass(problem, layer, COUNTS), *_mixed(problem, layer, (*COUNTS, *FINE_COUNTS))]
+    )
+    depths = (1,) if problem.policy == "serial" else (2, 1)
+    return [coster.option(*cut, depth=depth) for cut in cuts for depth in depths]
 
 
 Cut = tuple[int, int, Literal["rows", "cols"]]

@@ -67,10 +67,15 @@ def plan_graph(
         return decided
     if refine is not None:
         decided = _refined(problem, request, units, decided, refine)
-    plan = assemble(problem, request, units, decided)
-    plan = plan.model_copy(
-        update={"unjoined": tuple(s.name for s in unjoined if not chained & set(s.layers))}
-    )
+    left = tuple(s.name for s in unjoined if not chained & set(s.layers))
+    return lowered(problem, request, units, decided, left)
+
+
+def lowered(
+    problem: Problem, request: Request, units: Sequence[Unit], decided: Decisions, unjoined: tuple[str, ...]
+) -> Planned:
+    """The plan of some decisions, and its Program."""
+    plan = assemble(problem, request, units, decided).model_copy(update={"unjoined": unjoined})
     program = lower(problem.graph, plan, problem.fragments)
     plan = plan.model_copy(update={"program_sha256": program.sha256()})
     return Planned(problem=problem, units=units, decided=decided, plan=plan, program=program)
@@ -87,10 +92,10 @@ def _refined(
             budget = problem.npu.sram.sram_bytes - used[index]
             resident = decided.resident & unit.tensors
             options[index] = refine(problem, unit.segment, resident, budget, options[index])
-    addresses = _addresses(problem, units, decided.resident, options)
-    if addresses is None:
+    placed = addresses(problem, units, decided.resident, options)
+    if placed is None:
         return decided
-    return Decisions(resident=decided.resident, options=options, addresses=addresses)
+    return Decisions(resident=decided.resident, options=options, addresses=placed)
 
 
 def resident_bytes(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[int]:
@@ -122,9 +127,9 @@ def _decide(problem: Problem, units: Sequence[Unit]) -> Decisions | Infeasible:
         if isinstance(found, int):
             return _infeasible(problem, units[found])
         resident, options = found
-        addresses = _addresses(problem, units, resident, options)
-        if addresses is not None:
-            return Decisions(resident=resident, options=options, addresses=addresses)
+        placed = addresses(problem, units, resident, options)
+        if placed is not None:
+            return Decisions(resident=resident, options=options, addresses=placed)
     raise AssertionError("slots of a single unit always fit, since their sum was checked")
 
 
@@ -147,7 +152,7 @@ def _infeasible(problem: Problem, unit: Unit) -> Infeasible:
     )
 
 
-def _addresses(
+def addresses(
     problem: Problem, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option]
 ) -> dict[str, int] | None:
     """One address per resident tensor and per slot. Slots of weights are free one unit early, so that they can be prefetched."""

@@ -15,7 +15,8 @@ from npusim.scheduler.chains import chain_key
 from npusim.scheduler.isolate import Measured, measure
 from npusim.scheduler.kinds import KINDS, paper_rule, predicted
 from npusim.scheduler.pieces import Option
-from npusim.scheduler.planner import Planned, make_problem, plan_graph
+from npusim.scheduler.planner import Planned, lowered, make_problem, plan_graph
+from npusim.scheduler.polish import neighbours, pairs
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.request import Request, check_request
 from npusim.scheduler.tiles import Segment
@@ -41,6 +42,9 @@ MOST = 3
 
 #: Chains are tried one by one until this many commands have been simulated: small networks are searched further than large ones.
 DESCENT_COMMANDS = 30_000
+
+#: Programs of at most so many commands are polished decision by decision, until so many commands have been simulated for that.
+POLISHED, POLISH_COMMANDS = 400, 8_000
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -102,13 +106,14 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
 
 @dataclass(slots=True)
 class _Search:
-    """The best plan so far, which were tried, and those that do not fit."""
+    """The best plan so far, sets of chains that were tried, the best short Program of each, and what does not fit."""
 
     problem: Problem
     request: Request
     tuner: _Tuner = field(default_factory=lambda: _Tuner())
     best: _Candidate | None = None
     tried: set[tuple[tuple[str, ...], ...]] = field(default_factory=set)
+    starts: dict[tuple[tuple[str, ...], ...], _Candidate] = field(default_factory=dict)
     spent: int = 0
     failures: list[Infeasible] = field(default_factory=list)
 
@@ -126,21 +131,29 @@ class _Search:
         if isinstance(planned, Infeasible):
             self.failures.append(planned)
             return
-        found = _simulated(planned)
-        self.spent += len(planned.program)
         if tuned:
             self.tried.add(tuple(chains))
+        self._consider(planned)
+
+    def _consider(self, planned: Planned) -> _Candidate:
+        found = _simulated(planned)
+        self.spent += len(planned.program)
         if self.best is None or found.score < self.best.score:
             self.best = found
+        if len(planned.program) <= POLISHED:
+            chains = planned.problem.chains
+            self.starts[chains] = min(self.starts.get(chains, found), found, key=lambda c: c.score)
+        return found
 
     def auto(self) -> None:
         """Try what `search_plan` describes."""
         chains = self.proposed()
         self.attempt("auto", tuple(c for c in chains if self._gains(c)), tuned=True)
         self.attempt("sram", ())
-        if chains and self.spent < DESCENT_COMMANDS // 6:
+        if self.request.segments == "all" and self.spent < DESCENT_COMMANDS // 6:
             attention, _ = attention_segments(self.problem, self.request)
             self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
+        self._polish()
 
     def _gains(self, chain: tuple[str, ...]) -> bool:
         """Whether a chain simulated on its own is faster than its layers apart, small tensors being in SRAM before and after."""
@@ -174,6 +187,30 @@ class _Search:
                 if changed not in self.tried:
                     self.attempt("auto", changed, tuned=True)
                     improved = improved or self.best is not before
+
+    def _polish(self) -> None:
+        """Short Programs, the fastest set of chains first: change one decision after the other, as long as that helps."""
+        limit = self.spent + POLISH_COMMANDS
+        for start in sorted(self.starts.values(), key=lambda c: c.score):
+            better: _Candidate | None = start
+            while better is not None and self.spent < limit:
+                better = self._step(better, limit)
+
+    def _step(self, start: _Candidate, limit: int) -> _Candidate | None:
+        """The best plan that differs in one decision, if it is better; else one that differs in two units in a row."""
+        planned, best = start.planned, start
+        for changes in (neighbours, pairs):
+            for decided in changes(planned, self.request):
+                if self.spent >= limit:
+                    break
+                unjoined = planned.plan.unjoined
+                found = self._consider(
+                    lowered(planned.problem, self.request, planned.units, decided, unjoined)
+                )
+                best = min(best, found, key=lambda c: c.score)
+            if best is not start:
+                return best
+        return None
 
 
 def _toggled(chains: Sequence[tuple[str, ...]], chain: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

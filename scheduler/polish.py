@@ -1,0 +1,89 @@
+"""Small networks: plans that differ from a given one in a single decision, or in how two units in a row are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
+
+from npusim.scheduler.assemble import Decisions
+from npusim.scheduler.kinds import KINDS, predicted
+from npusim.scheduler.pieces import Option, every_option
+from npusim.scheduler.planner import Planned, addresses, resident_bytes
+from npusim.scheduler.problem import Problem
+from npusim.scheduler.request import Request
+from npusim.scheduler.residency import Unit, spans
+
+
+def neighbours(planned: Planned, request: Request) -> Iterator[Decisions]:
+    """Every plan that runs one unit in another way, and every plan that keeps one tensor more or less in SRAM."""
+    problem, units, decided = planned.problem, planned.units, planned.decided
+    ways = _ways(planned, request)
+    for index, options in enumerate(ways):
+        for option in options:
+            changed = [*decided.options[:index], option, *decided.options[index + 1 :]]
+            yield from _placed(problem, units, decided.resident, changed)
+    for span in spans(problem, units):
+        resident = decided.resident ^ {span.tensor}
+        chosen = _chosen(problem, units, resident)
+        if chosen is not None:
+            yield from _placed(problem, units, resident, chosen)
+
+
+def pairs(planned: Planned, request: Request) -> Iterator[Decisions]:
+    """Every plan that runs two units in a row in other ways."""
+    decided, ways = planned.decided, _ways(planned, request)
+    for index, both in enumerate(pairwise(ways)):
+        for first, second in product(*both):
+            changed = [*decided.options[:index], first, second, *decided.options[index + 2 :]]
+            yield from _placed(planned.problem, planned.units, decided.resident, changed)
+
+
+def _ways(planned: Planned, request: Request) -> list[list[Option]]:
+    """For each unit the other ways to run it that fit beside what stays in SRAM; none where a count of tiles was asked for."""
+    problem, units, decided = planned.problem, planned.units, planned.decided
+    found = []
+    for unit, room, chosen in zip(
+        units, _room(problem, units, decided.resident), decided.options, strict=True
+    ):
+        counted = unit.segment is not None and request.count(unit.name) is not None
+        every = [] if counted else _every(problem, unit, decided.resident & unit.tensors)
+        found.append([o for o in every if o.sram_bytes <= room and _way(o) != _way(chosen)])
+    return found
+
+
+def _room(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[int]:
+    """Bytes of SRAM that each unit may use."""
+    return [problem.npu.sram.sram_bytes - used for used in resident_bytes(problem, units, resident)]
+
+
+def _every(problem: Problem, unit: Unit, resident: frozenset[str]) -> list[Option]:
+    """All ways to run a unit, by predicted time."""
+    if unit.segment is None:
+        found = every_option(problem, problem.by_name[unit.name], resident)
+    else:
+        tiles = list(dict.fromkeys(KINDS[unit.segment.kind].tilings(problem, unit.segment)))
+        found = predicted(problem, unit.segment, tiles, resident)
+    return sorted(found, key=lambda o: o.cost_ps)
+
+
+def _way(option: Option) -> object:
+    return option.tile if option.tile is not None else option.pieces
+
+
+def _chosen(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[Option] | None:
+    """The option of each unit that the closed form prefers in the space that is left; None if one has none."""
+    found = []
+    for unit, room in zip(units, _room(problem, units, resident), strict=True):
+        fitting = [o for o in unit.options(resident & unit.tensors) if o.sram_bytes <= room]
+        if not fitting:
+            return None
+        found.append(fitting[0])
+    return found
+
+
+def _placed(
+    problem: Problem, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option]
+) -> Iterator[Decisions]:
+    placed = addresses(problem, units, resident, options)
+    if placed is not None:
+        yield Decisions(resident=resident, options=options, addresses=placed)
