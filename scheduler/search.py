@@ -44,7 +44,7 @@ MOST = 3
 DESCENT_COMMANDS = 30_000
 
 #: Programs of at most so many commands are polished decision by decision, until so many commands have been simulated for that.
-POLISHED, POLISH_COMMANDS = 400, 8_000
+POLISHED, POLISH_COMMANDS = 128, 6_000
 
 Curve = Sequence[Mapping[str, Any]]
 

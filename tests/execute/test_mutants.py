@@ -147,7 +147,28 @@ def proof(original: Program, mutant: Program, sram_bytes: int) -> str:
             return "every two commands that touch the same bytes are still ordered"
         if _same(original, mutant):
             return "the mutation changed nothing"
+    elif len(mutant) == len(original) - 1 and _unread_store_is_gone(original, mutant):
+        return "the store that is gone wrote what nothing reads"
     return ""
+
+
+def _unread_store_is_gone(original: Program, mutant: Program) -> bool:
+    """Whether the accesses are the same but for one store, whose box meets no read and is no output of the model."""
+    a, kept = original.accesses, len(mutant.accesses.command)
+    gone = np.flatnonzero(np.bincount(a.command, minlength=len(original)) == len(a.command) - kept)
+    for command in gone.tolist():
+        mine = a.command == command
+        if not _same(a.offset[~mine], mutant.accesses.offset) or not _same(
+            a.buffer[~mine], mutant.accesses.buffer
+        ):
+            continue
+        (written,) = np.flatnonzero(mine & (a.mode != READ)).tolist()
+        buffer = a.buffer[written]
+        low, high = a.offset[written], a.offset[written] + a.shape[written]
+        reads = (a.buffer == buffer) & (a.mode == READ)
+        met = (a.offset[reads] < high).all(axis=1) & (low < a.offset[reads] + a.shape[reads]).all(axis=1)
+        return not met.any() and original.tensors.kind[original.buffers.tensor[buffer]] != "output"
+    return False
 
 
 def _same(one: Any, other: Any) -> bool:

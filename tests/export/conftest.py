@@ -57,8 +57,15 @@ def cases(tmp_path_factory: pytest.TempPathFactory, net: Any) -> Callable[..., C
     """A case by network (`unet`, or one of the executor's), precision, tiles and SRAM bytes; made once."""
     made: dict[tuple[Any, ...], Case] = {}
 
-    def case(name: str, *, precision: str = "w8a16", tiles: str = "auto", sram_bytes: int = 65536) -> Case:
-        key = (name, precision, tiles, sram_bytes)
+    def case(
+        name: str,
+        *,
+        precision: str = "w8a16",
+        tiles: str = "auto",
+        sram_bytes: int = 65536,
+        segments: str = "all",
+    ) -> Case:
+        key = (name, precision, tiles, sram_bytes, segments)
         if key not in made:
             made[key] = _make(tmp_path_factory.mktemp(name), net, *key)
         return made[key]
@@ -66,7 +73,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory, net: Any) -> Callable[..., C
     return case
 
 
-def _make(folder: Path, net: Any, name: str, precision: str, tiles: str, sram_bytes: int) -> Case:
+def _make(
+    folder: Path, net: Any, name: str, precision: str, tiles: str, sram_bytes: int, segments: str
+) -> Case:
     if name == "unet":
         model = folder / "unet.onnx"
         model.write_bytes(net().unet().bytes())
@@ -74,7 +83,7 @@ def _make(folder: Path, net: Any, name: str, precision: str, tiles: str, sram_by
         model = NETWORKS[name](folder / f"{name}.onnx")
     graph = api.load_graph(model)
     npu = with_values(load_npu("toy"), {"sram.sram_bytes": sram_bytes})
-    found = api.profile(graph, npu=npu, precision=precision, tiles=tiles)
+    found = api.profile(graph, npu=npu, precision=precision, tiles=tiles, segments=segments)
     assert isinstance(found, api.Profile), found.sentence()
     inputs = next(seeded_inputs(graph, seed=5))
     if name == "embedding":
@@ -117,7 +126,8 @@ def timed(
         (folder / PLAN_FILE).write_text(found.plan.to_json())
         made = Timed(source=open_source(folder, "bk-sdm-tiny"), summary=found.summary)
     else:
-        tiled = {"tiles": "4", "sram_bytes": 16384} if request.param == "row chains" else {}
+        joined = {"tiles": "4", "sram_bytes": 16384}
+        tiled = joined if request.param == "row chains" else {"segments": "attention"}
         case = cases("unet", **tiled)
         made = Timed(source=case.source, summary=case.summary)
     kinds = {segment.kind for segment in made.source.plan.segments}
