@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from npusim import cli_export, cli_models, cli_runs
+from npusim import cli_export, cli_models, cli_runs, cli_sweep
 from npusim.cli_options import one_of, parse_dims, parse_shapes
 from npusim.errors import BadInputError, CheckFailedError, NpusimError
 from npusim.training.cli import app as training_app
@@ -235,5 +235,6 @@ app.command("check")(cli_runs.check)
 app.command("quantize")(cli_runs.quantize)
 app.command("run")(cli_runs.execute)
 app.command("export")(cli_export.export)
+app.command("sweep")(cli_sweep.sweep)
 app.add_typer(cli_models.app, name="models")
 app.add_typer(training_app, name="train")

@@ -235,21 +235,28 @@ def npu_from_dict(data: Mapping[str, Any], *, where: str) -> Npu:
         ) from error
 
 
-def with_values(npu: Npu, changes: Mapping[str, float]) -> Npu:
-    """The same NPU with some numbers replaced, by key path (`dram.dram_shared_bytes_per_s`).
+def with_values(npu: Npu, changes: Mapping[str, Any]) -> Npu:
+    """The same NPU with some values replaced, by key path (`dram.dram_shared_bytes_per_s`, `tensor_engine.GNPU.count`).
 
     Raises:
-        HardwareError: a path names no number of the description.
+        HardwareError: a path names no value of the description.
     """
     data = npu.model_dump()
     for path, value in changes.items():
-        *tables, key = path.split(".")
-        table: Any = data
-        for name in tables:
-            table = table.get(name) if isinstance(table, dict) else None
-        if not isinstance(table, dict) or key not in table:
+        table, key = _table_of(data, path), path.rpartition(".")[2]
+        if table is None or isinstance(table.get(key), dict | list | tuple | None):
             raise HardwareError(
                 f"{npu.name}: '{path}' names no number of the hardware description; see 'npusim npu show {npu.name}'"
             )
         table[key] = type(table[key])(value) if isinstance(table[key], int) else value
     return npu_from_dict(data, where=npu.name)
+
+
+def _table_of(data: Any, path: str) -> dict[str, Any] | None:
+    """The table that holds a key; one of a list of tables is named by its kind."""
+    for name in path.split(".")[:-1]:
+        if isinstance(data, list | tuple):
+            data = next((entry for entry in data if entry.get("kind") == name), None)
+        else:
+            data = data.get(name) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else None

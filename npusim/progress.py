@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,6 +34,30 @@ def track(items: Iterable[T], text: str, *, total: int, quiet: bool = False) -> 
         for item in items:
             yield item
             bar.advance(task)
+
+
+@contextmanager
+def counter(text: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A function to be called with how many more are done; shows them with their rate and the time that is left."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda more: None
+        return
+    from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+    bar = _bar(count=True)
+    rate = TextColumn("{task.fields[rate]}")
+    with Progress(
+        *bar.columns[:-1], rate, TimeRemainingColumn(), console=bar.console, transient=True
+    ) as shown:
+        task = shown.add_task(text, total=total, completed=done, rate="")
+
+        def advance(more: int) -> None:
+            shown.advance(task, more)
+            speed = shown.tasks[0].speed
+            if speed:
+                shown.update(task, rate=f"{speed:.3g}/s")
+
+        yield advance
 
 
 def _bar(*, count: bool) -> Progress:
