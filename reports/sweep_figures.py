@@ -308,11 +308,14 @@ def _places(page: SweepPage, column: str) -> list[float]:
 
 
 def _relative(page: SweepPage, column: str) -> list[float]:
-    """Logarithm of a figure over the least of its network, so that networks of any size share an axis; as it is, where it is not positive."""
+    """Logarithm of a figure over the least of its network, so that all networks share an axis; as it is, where it is not positive."""
     raw = [p.value(column) for p in page.points]
     if min(raw) <= 0:
         return raw
-    least = {n: min((p.value(column) for p in page.points if p.axes["network"] == n), default=1.0) for n in page.networks}
+    least = {
+        n: min((p.value(column) for p in page.points if p.axes["network"] == n), default=1.0)
+        for n in page.networks
+    }
     return [log(v / least[p.axes["network"]]) for v, p in zip(raw, page.points, strict=True)]
 
 

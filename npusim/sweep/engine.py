@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from npusim.sweep.space import LoadedNetwork
 
 #: How long a scheduler may take to answer, and its first worker to come.
 CONNECT_S, FIRST_WORKER_S = 10, 30
+_ADDRESS = r"([a-z]+://)?[^\s/]+:\d{1,5}"
 
 
 class LostSchedulerError(NpusimError):
@@ -136,8 +138,12 @@ def open_engine(scheduler: str | None, jobs: int) -> Iterator[Engine]:
         ):
             yield Engine(client, cluster.scheduler_address)
         return
+    if not re.fullmatch(_ADDRESS, scheduler):
+        raise BadInputError(
+            f"--scheduler {scheduler}: is no address; 'dask scheduler' prints its own, e.g. tcp://10.0.0.5:8786"
+        )
     try:
-        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+        client = Client(scheduler, timeout=CONNECT_S)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadInputError(
             f"--scheduler {scheduler}: does not answer as a Dask scheduler; start one with 'dask scheduler', or leave --scheduler out "

@@ -217,8 +217,8 @@ def run_sweep(sweep: Sweep, options: Options) -> Progress:
         known = _known(space, store) if grid else 0
         if known < total:
             _time_samples(runner, space)
-            known = _known(space, store) if grid else 0
-            options.say(_estimate(space, store, total - known, known, runner.engine.slots))
+            timed = len(runner.timed) if grid else 0
+            options.say(_estimate(space, store, (known, timed, total - known - timed), runner.engine.slots))
         _ask(total, options)
         with counter(f"sweep {sweep.name}", total, quiet=options.quiet) as advance:
             runner.advance = advance
@@ -297,12 +297,13 @@ def _known(space: Space, store: Store) -> int:
     return sum(store.has(p.key) for p in space)
 
 
-def _estimate(space: Space, store: Store, left: int, known: int, slots: int) -> str:
-    """How many points are left and how long they take, from the mean time of those of each kind that were timed."""
+def _estimate(space: Space, store: Store, counts: tuple[int, int, int], slots: int) -> str:
+    """How many points are known, were timed just now and are left; how long these take, from the mean time of points of their kind."""
+    known, timed, left = counts
     classes = {(p.network.sha256, p.task.tiles, p.task.segments) for p in space.samples()}
     times = [t for t in (store.seconds(c, code_sha256()) for c in classes) if t is not None]
     seconds = left * sum(times) / len(times) / slots if times else 0.0
-    there = f"{known:,} are in the store; " if known else ""
+    there = f"{known:,} are in the store, " * bool(known) + f"{timed:,} were timed; " * bool(timed)
     return f"{there}{left:,} to compute on {slots} worker{'s' * (slots > 1)}, about {_duration(seconds)}"
 
 

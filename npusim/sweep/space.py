@@ -211,7 +211,7 @@ def open_space(spec: Spec, folder: Path) -> Space:
         Dimension(name=n, keys=a.keys or (n,), settings=_whole(n, a, npus)) for n, a in spec.axes.items()
     )
     for dimension in dimensions:
-        _check_values(dimension, npus)
+        _check_values(dimension, npus, ends=spec.axes[dimension.name].range is not None)
     networks = tuple(load_network(network, folder) for network in spec.networks)
     twice = [n.name for i, n in enumerate(networks) if n.name in [m.name for m in networks[:i]]]
     if twice:
@@ -299,9 +299,9 @@ def _whole(name: str, axis: Axis, npus: Mapping[str, Npu]) -> tuple[Setting, ...
     return tuple(dict.fromkeys(found))
 
 
-def _check_values(dimension: Dimension, npus: Mapping[str, Npu]) -> None:
-    """Each value on its own makes a possible NPU or request."""
-    for setting in dimension.settings:
+def _check_values(dimension: Dimension, npus: Mapping[str, Npu], *, ends: bool) -> None:
+    """Each value on its own makes a possible NPU or request; of a range its ends, since what is allowed has no gaps."""
+    for setting in (dimension.settings[0], dimension.settings[-1]) if ends else dimension.settings:
         pairs = dict(zip(dimension.keys, setting, strict=True))
         options = {k: str(v) for k, v in pairs.items() if k in OPTIONS and k != "npu"}
         numbers = {k: v for k, v in pairs.items() if k not in OPTIONS}

@@ -68,8 +68,9 @@ def run(command: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_worked_example_of_the_gate_does_what_it_says(tmp_path: Path) -> None:
-    for block in blocks("gate.md"):
+@pytest.mark.parametrize("page", ["gate.md", "sweeps.md"])
+def test_a_worked_example_does_what_it_says(page: str, tmp_path: Path) -> None:
+    for block in blocks(page):
         if block.name:
             (tmp_path / block.name).write_text(block.text, "utf-8")
         for command, expected in commands(block.text) if block.language == "console" else ():

@@ -91,11 +91,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def folder(tmp_path: Path, net: Callable[..., Any]) -> Path:
     """A folder with two small networks."""
-    for name, length in (("net", 64), ("other", 96)):
+    return write_networks(tmp_path, net)
+
+
+def write_networks(folder: Path, net: Callable[..., Any]) -> Path:
+    """`net.onnx` and `other.onnx`, one transformer block each; the folder."""
+    for name, length in (("net", 32), ("other", 48)):
         block = net()
-        made = block.output(block.transformer(block.input("x", 1, length, 64), 4))
-        (tmp_path / f"{name}.onnx").write_bytes(made.bytes())
-    return tmp_path
+        made = block.output(block.transformer(block.input("x", 1, length, 32), 2))
+        (folder / f"{name}.onnx").write_bytes(made.bytes())
+    return folder
 
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -121,10 +126,14 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 def query(store: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Rows of the store, read as anyone can."""
+    if not store.is_file():
+        return []
     db = sqlite3.connect(f"file:{store}?mode=ro", uri=True)
     try:
         return db.execute(sql, values).fetchall()
-    except sqlite3.OperationalError:  # not made yet
-        return []
+    except sqlite3.OperationalError as error:
+        if "no such" in str(error):  # its tables are not made yet
+            return []
+        raise
     finally:
         db.close()
