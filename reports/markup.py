@@ -114,10 +114,17 @@ def plotly_script() -> str:
 
 def assemble(values: Mapping[str, str]) -> str:
     """The page: `page.html` with our scripts, styles and `values` filled in; only these scripts may run in it."""
-    script = "\n".join(resource(name) for name in SCRIPTS)
-    parts = dict(values) | {"css": resource("page.css"), "plotly": plotly_script(), "script": script}
+    return fill("page.html", SCRIPTS, values)
+
+
+def fill(
+    template: str, scripts: Sequence[str], values: Mapping[str, str], styles: Sequence[str] = ("page.css",)
+) -> str:
+    """A page of ours: plotly, scripts, styles and `values` filled into its template; only these scripts may run in it."""
+    script, css = ("\n".join(map(resource, names)) for names in (scripts, styles))
+    parts = dict(values) | {"css": css, "plotly": plotly_script(), "script": script}
     parts["hashes"] = " ".join(f"'sha256-{_digest(parts[name])}'" for name in ("plotly", "script"))
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource(template))
 
 
 def _digest(text: str) -> str:

@@ -1,7 +1,7 @@
 "use strict";
 // Draws the figures of a sweep in the colours of the theme; a click on a point shows it and how to open it.
 (() => {
-  const data = JSON.parse(document.getElementById("sweep-data").textContent);
+  const data = JSON.parse(document.getElementById("page-data").textContent);
   const place = new Map(data.keys.map((key, i) => [key, i]));
   const by = (id) => document.getElementById(id);
 

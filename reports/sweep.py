@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from npusim.reports.markup import embed, number, plot, plotly_script, resource, section, table
+from npusim.reports.markup import embed, fill, number, plot, section, table
 from npusim.reports.sweep_figures import (
     label_of,
     parallel_figure,
@@ -70,21 +67,11 @@ class SweepPage:
 def write_sweep_page(page: SweepPage, path: Path) -> None:
     """Write one HTML file that works offline."""
     figures, sections = _figures(page)
-    parts = {
-        "title": escape(page.title or page.name),
-        "subtitle": _subtitle(page),
-        "sections": "\n".join(sections),
+    values = {
+        "title": escape(page.title or page.name), "subtitle": _subtitle(page), "sections": "\n".join(sections),
         "data": embed(_data(page, figures)),
-        "css": resource("page.css") + resource("sweep.css"),
-        "plotly": plotly_script(),
-        "script": resource("sweep.js"),
-    }
-    parts["hashes"] = " ".join(f"'sha256-{_digest(parts[name])}'" for name in ("plotly", "script"))
-    path.write_text(re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], resource("sweep.html")), "utf-8")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    }  # fmt: skip
+    path.write_text(fill("plain.html", ("sweep.js",), values, styles=("page.css", "sweep.css")), "utf-8")
 
 
 def _figures(page: SweepPage) -> tuple[dict[str, Any], list[str]]:

@@ -1,7 +1,7 @@
 "use strict";
 // Draws the one figure of the zoo page in the colours of the theme.
 (() => {
-  const figure = JSON.parse(document.getElementById("zoo-data").textContent);
+  const figure = JSON.parse(document.getElementById("page-data").textContent);
   const box = document.getElementById("zoo-plot");
   const draw = () => {
     const style = getComputedStyle(document.documentElement);
