@@ -54,7 +54,7 @@ wheel: $(VENV)/test ## build the wheel, install it alone, run the main job and a
 	bash tools/check_wheel.sh $(BIN)/python
 
 bench: $(VENV)/test ## benchmarks, as ratios
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only -s
 
 fit: $(VENV)/test ## rerun the fit that made the preset exynos2400
 	$(BIN)/npusim npu fit npusim/presets/exynos2400.targets.toml

@@ -62,11 +62,9 @@ def plan_graph(
     segments = [s for s in attention if not chained & set(s.layers)] + chain_segments(problem.graph, chains)
     _check_pins(segments, request)
     units = make_units(problem, segments, request)
-    decided = _decide(problem, units)
+    decided = _decide(problem, request, units, refine)
     if isinstance(decided, Infeasible):
         return decided
-    if refine is not None:
-        decided = _refined(problem, request, units, decided, refine)
     left = tuple(s.name for s in unjoined if not chained & set(s.layers))
     return lowered(problem, request, units, decided, left)
 
@@ -79,23 +77,6 @@ def lowered(
     program = lower(problem.graph, plan, problem.fragments)
     plan = plan.model_copy(update={"program_sha256": program.sha256()})
     return Planned(problem=problem, units=units, decided=decided, plan=plan, program=program)
-
-
-def _refined(
-    problem: Problem, request: Request, units: Sequence[Unit], decided: Decisions, refine: Refine
-) -> Decisions:
-    """The same decisions with each segment's tiling replaced by what `refine` prefers, where the addresses still fit."""
-    used = resident_bytes(problem, units, decided.resident)
-    options = list(decided.options)
-    for index, unit in enumerate(units):
-        if unit.segment is not None and request.count(unit.name) is None:
-            budget = problem.npu.sram.sram_bytes - used[index]
-            resident = decided.resident & unit.tensors
-            options[index] = refine(problem, unit.segment, resident, budget, options[index])
-    placed = addresses(problem, units, decided.resident, options)
-    if placed is None:
-        return decided
-    return Decisions(resident=decided.resident, options=options, addresses=placed)
 
 
 def resident_bytes(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[int]:
@@ -119,7 +100,9 @@ def _check_pins(segments: Sequence[Segment], request: Request) -> None:
 # ---- decisions ------------------------------------------------------------------------------------------------------
 
 
-def _decide(problem: Problem, units: Sequence[Unit]) -> Decisions | Infeasible:
+def _decide(
+    problem: Problem, request: Request, units: Sequence[Unit], refine: Refine | None
+) -> Decisions | Infeasible:
     """Residency with growing slack until the addresses fit too (greedy placement needs a few percent)."""
     capacity = problem.npu.sram.sram_bytes
     for percent in (0, 2, 4, 7, 10, 15, 20, 30, 50, 100):
@@ -127,10 +110,32 @@ def _decide(problem: Problem, units: Sequence[Unit]) -> Decisions | Infeasible:
         if isinstance(found, int):
             return _infeasible(problem, units[found])
         resident, options = found
-        placed = addresses(problem, units, resident, options)
-        if placed is not None:
-            return Decisions(resident=resident, options=options, addresses=placed)
+        tried = (
+            [options]
+            if refine is None
+            else [_refined(problem, request, units, resident, options, refine), options]
+        )
+        for chosen in tried:
+            placed = addresses(problem, units, resident, chosen)
+            if placed is not None:
+                return Decisions(resident=resident, options=chosen, addresses=placed)
     raise AssertionError("slots of a single unit always fit, since their sum was checked")
+
+
+def _refined(
+    problem: Problem, request: Request, units: Sequence[Unit], resident: frozenset[str], options: Sequence[Option],
+    refine: Refine,
+) -> list[Option]:  # fmt: skip
+    """The options with each segment's tiling replaced by what `refine` prefers in the space that is left."""
+    used = resident_bytes(problem, units, resident)
+    return [
+        refine(
+            problem, unit.segment, resident & unit.tensors, problem.npu.sram.sram_bytes - used[index], option
+        )
+        if unit.segment is not None and request.count(unit.name) is None
+        else option
+        for index, (unit, option) in enumerate(zip(units, options, strict=True))
+    ]
 
 
 def _infeasible(problem: Problem, unit: Unit) -> Infeasible:
