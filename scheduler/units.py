@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 
 from npusim.graph import Graph, Layer
 from npusim.lower.slots import layer_slots
@@ -72,6 +73,15 @@ def _singles(
             best = choices(problem, segment, "auto", None, frozenset())
             single[first, first + len(segment.layers)] = best[0].cost_ps
     return single
+
+
+def predicted_share(problem: Problem, attention: Sequence[Segment], chain: Sequence[str]) -> float:
+    """Predicted time of a chain over that of its layers apart, attention alone joined."""
+    joined, single = chain_ps(problem, chain), _singles(problem, attention, chain)
+    best = [0]
+    for end in range(1, len(chain) + 1):
+        best.append(min(best[s] + single[s, end] for s in range(end) if (s, end) in single))
+    return inf if joined is None else joined / max(1, best[-1])
 
 
 #: Tensors that take at most this share of the SRAM are taken to stay there when layers are costed on their own.

@@ -183,6 +183,9 @@ class Fragment:
         return len(self.kinds)
 
 
+#: Shorter fragments are not kept.
+SHORT = 12
+
 #: Fragments by signature key, as far as they are known.
 Fragments = dict[object, Fragment]
 
@@ -194,12 +197,14 @@ def mark(low: Lowering) -> Mark:
 
 
 def record(low: Lowering, unit: Signature, since: Mark) -> Fragment | None:
-    """What was appended since; None if it cannot be repeated.
+    """What was appended since; None if it cannot be repeated, or is so short that lowering it again is as fast.
 
     Nothing may have been repeated in between.
     """
     builder = low.builder
     count = len(builder.kinds) - since.commands
+    if count < SHORT:
+        return None
     rows, accesses = (
         builder.rows.last(count),
         builder.accesses.last(len(builder.accesses.fresh) - since.accesses),
