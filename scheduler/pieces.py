@@ -80,8 +80,14 @@ def piece_options(problem: Problem, layer: Layer, resident: frozenset[str]) -> l
     best = undominated(options)
     if problem.policy == "serial":
         return best
-    shallow = [o.pieces for o in options if o.sram_bytes > capacity // SCARCE and o.pieces is not None]
+    large = [o for o in options if o.sram_bytes > capacity // SCARCE and _may_gain(best, o)]
+    shallow = [o.pieces for o in large if o.pieces is not None]
     return undominated([*best, *(coster.option(p.rows, p.cols, p.order, depth=1) for p in shallow)])
+
+
+def _may_gain(best: Iterable[Option], option: Option) -> bool:
+    """Whether an option with one piece in flight instead of two may be undominated: it takes no less time and at least half the SRAM."""
+    return not any(o.cost_ps <= option.cost_ps and 2 * o.sram_bytes <= option.sram_bytes for o in best)
 
 
 def every_option(problem: Problem, layer: Layer, resident: frozenset[str]) -> list[Option]:
