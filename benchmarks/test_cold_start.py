@@ -97,5 +97,14 @@ def test_a_network_with_its_blocks_doubled(tmp_path: Path, benchmark: BenchmarkF
     sys.stderr.write(f"\nblocks doubled: {found:.2f} x (asked: {DOUBLED})\n")
 
 
+def test_profile_pipeline_cold(tmp_path: Path, benchmark: BenchmarkFixture) -> None:
+    """A whole picture: three networks, asked within 40 times the bare imports and 600 MiB."""
+    command = (*NPUSIM, "profile", "edgefusion.toml")
+    found, peak = ratio(command, tmp_path, rounds=3)
+    benchmark.extra_info.update(ratio=round(found, 2), asked=40.0, peak_mib=round(peak))
+    benchmark.pedantic(run, args=(command, tmp_path), rounds=2)
+    sys.stderr.write(f"\nedgefusion.toml: {found:.1f} x the bare imports (asked: 40), {peak:.0f} MiB\n")
+
+
 def test_help(tmp_path: Path, benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(run, args=((*NPUSIM, "--help"), tmp_path), rounds=3)

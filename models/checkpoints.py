@@ -86,7 +86,7 @@ def load(name: str, path: Path, *, dtype: Dtype = "fp32") -> tuple[Architecture,
     """
     architecture, checkpoint = _find(name, path)
     expected = _expected_shapes(architecture, checkpoint)
-    names = _require_same_tensors(expected, weight_files.tensor_shapes(checkpoint), name, checkpoint)
+    names = _require_same_tensors(expected, architecture.parts, name, checkpoint)
     network = onnx_export.seeded_network(architecture, distinct=False)
     stored = weight_files.read_tensors(checkpoint)
     network.load_state_dict({key: stored[names[key]] for key in names}, strict=False)
@@ -165,17 +165,22 @@ def _expected_shapes(architecture: Architecture, checkpoint: Checkpoint) -> dict
 
 def _require_same_tensors(
     expected: Mapping[str, tuple[int, ...]],
-    stored: Mapping[str, tuple[int, ...]],
+    parts: tuple[str, ...],
     name: str,
     checkpoint: Checkpoint,
 ) -> dict[str, str]:
-    """The stored name of each expected tensor; some versions of transformers write a prefix."""
+    """The stored name of each expected tensor; some versions of transformers write a prefix.
+
+    What is run as `parts` of its class needs their tensors only: a decoder may ship without its encoder.
+    """
+    stored = weight_files.tensor_shapes(checkpoint)
     prefix = "" if expected.keys() & stored.keys() else "text_model."
     names = {key: prefix + key for key in expected}
-    missing = sorted(key for key, own in names.items() if own not in stored)
+    needed = [key for key in expected if not parts or key.partition(".")[0] in parts]
+    missing = sorted(key for key in needed if names[key] not in stored)
     if missing:
         raise BadInputError(
-            f"{checkpoint.path}: {len(missing)} of the {len(expected)} tensors of '{name}' are missing "
+            f"{checkpoint.path}: {len(missing)} of the {len(needed)} tensors of '{name}' are missing "
             f"({_listed(missing)}); the checkpoint is incomplete or of another architecture; "
             f"give one of '{name}'"
         )
@@ -185,6 +190,7 @@ def _require_same_tensors(
             f"{checkpoint.path}: has {len(surplus)} tensors that '{name}' has not ({_listed(surplus)}); "
             f"it is of another architecture; give a checkpoint of '{name}'"
         )
+    names = {key: own for key, own in names.items() if own in stored}
     for key, own in names.items():
         if stored[own] != expected[key]:
             raise BadInputError(

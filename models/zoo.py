@@ -10,7 +10,7 @@ from npusim.errors import BadInputError
 from npusim.models.architectures import ARCHITECTURES, Architecture
 from npusim.models.cards import CARDS, Card
 
-__all__ = ["Card", "architecture", "card", "graph_bytes", "list_models", "names", "spellings"]
+__all__ = ["Card", "architecture", "batched", "card", "graph_bytes", "list_models", "names", "spellings"]
 
 DEFAULT_SPELLING = "dynamo18"
 _SUFFIX = ".onnx.xz"
@@ -45,6 +45,11 @@ def spellings(name: str) -> tuple[str, ...]:
             if file.startswith(prefix) and file.endswith(_SUFFIX)
         )
     )
+
+
+def batched(spelling: str, batch: int) -> str:
+    """The spelling of a graph at another batch than 1: `dynamo18-batch2`."""
+    return spelling if batch == 1 else f"{spelling}-batch{batch}"
 
 
 def graph_bytes(name: str, spelling: str = DEFAULT_SPELLING) -> bytes:

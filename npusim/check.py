@@ -126,10 +126,18 @@ def baseline_of(profile: Profile) -> dict[str, Any]:
 def load_cost(path: Path) -> dict[str, Any]:
     """The summary of a run directory, with its report's DRAM bytes by layer; or a `summary.json` or a baseline as it is.
 
+    Of a pipeline's run the parts to blame are its networks.
+
     Raises:
         OutputError: no summary of ours.
     """
     summary = load_summary(path)
+    if summary.get("kind") == "pipeline":
+        parts = [
+            {"name": n["name"], "layers": [], "latency_ms": n["total_ms"], "dram_bytes": n["dram_read_bytes"] + n["dram_write_bytes"]}
+            for n in summary["networks"]
+        ]  # fmt: skip
+        return {**summary, "segments": parts}
     if not (path / REPORT).is_file():
         return summary
     layers = side(path).data["layers"]

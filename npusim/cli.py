@@ -77,6 +77,12 @@ def _parse_tiles(text: str) -> tuple[str, dict[str, int]]:
     return rule, pins
 
 
+def _on_the_command_line(context: typer.Context, option: str) -> bool:
+    """Whether the user gave an option, rather than its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
@@ -90,8 +96,12 @@ def _root(
 
 @app.command()
 def profile(
+    context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="An ONNX file, or the name of a zoo network (npusim models list).")
+        str,
+        typer.Argument(
+            help="An ONNX file, the name of a zoo network (npusim models list), or a pipeline's TOML (edgefusion.toml, ...)."
+        ),
     ],
     tiles: Annotated[
         str,
@@ -131,8 +141,11 @@ def profile(
         ),
     ] = False,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of a pipeline (default: its own).", min=1, max=1000)
+    ] = None,
 ) -> None:
-    """Plan and simulate a network; write the run directory and print one screen."""
+    """Plan and simulate a network or a pipeline; write the run directory and print one screen."""
     rule, pins = _parse_tiles(tiles)
     one_of(segments, _SEGMENTS, "--segments")
     one_of(precision, _PRECISIONS, "--precision")
@@ -143,6 +156,18 @@ def profile(
     import gc
 
     gc.disable()  # a short life that frees next to nothing: collecting cycles would cost a tenth of the time
+    if model.endswith(".toml"):
+        from npusim.cli_pipeline import profile_command, refuse
+
+        refuse({"--why": why, "--csv": csv, "--shape": shape, "--dim": dim, "SEGMENT=N": pins})
+        given = {"tiles": rule, "segments": segments, "precision": precision}
+        changes = {key: value for key, value in given.items() if _on_the_command_line(context, key)}
+        profile_command(
+            model, changes, steps=steps, npu=npu, policy=policy, out=out, json=json, quiet=quiet, images=images, open_report=open_report
+        )  # fmt: skip
+        return
+    if steps is not None:
+        raise BadInputError("--steps is for a pipeline's TOML; a network is profiled for one evaluation")
     from npusim import api
     from npusim.progress import stage
     from npusim.run_directory import check_replaceable, default_directory, dump_json, write_run

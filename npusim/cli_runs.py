@@ -35,8 +35,13 @@ def compare(
     """What got slower or heavier from run A to run B, on screen and as a page."""
     from npusim.files import write_aside
     from npusim.reports.compare import changes, write_compare
-    from npusim.run_directory import dump_json, load_summary
+    from npusim.run_directory import dump_json, is_pipeline_run, load_summary
 
+    for run in (a, b):
+        if is_pipeline_run(run):
+            raise BadInputError(
+                f"{run}: is a pipeline's run; give two of its networks' runs, such as {run / 'unet'}, or check it with 'npusim check'"
+            )
     found = sorted(changes(load_summary(a), load_summary(b)), key=lambda c: -abs(c.share))
     write_aside(out, lambda path: write_compare(a, b, path))
     if json:

@@ -29,6 +29,7 @@ from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
 from npusim.plan import Plan, load_plan
 from npusim.program import Program
+from npusim.run_directory import is_pipeline_run
 from npusim.scales import load_scales, save_scales
 from npusim.weights import Weights, open_weights
 
@@ -91,6 +92,10 @@ def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Prog
     Raises:
         PlanError: no plan, another model, another version.
     """
+    if is_pipeline_run(directory):
+        raise PlanError(
+            f"{directory}: is a pipeline's run and holds no plan of its own; give the run of one of its networks, a folder in it"
+        )
     plan = load_plan(directory / PLAN_FILE)
     if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [
         x.name for x in graph.layers

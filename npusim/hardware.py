@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from npusim.dtypes import PAIRS
 from npusim.errors import HardwareError
+from npusim.toml_file import checked, parse_toml, read_text
 
 PositiveInt = Annotated[int, Field(gt=0, le=2**53, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False, strict=True)]
@@ -170,6 +170,9 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, float]]:
         yield path, value
 
 
+_FORMAT = "docs/hardware.md"
+
+
 def preset_names() -> tuple[str, ...]:
     """Names of the shipped hardware descriptions, sorted."""
     folder = resources.files("npusim.presets")
@@ -196,10 +199,7 @@ def load_npu(name_or_path: str | Path) -> Npu:
         raise HardwareError(
             f"{name_or_path}: no such hardware; give a preset ({', '.join(preset_names())}) or the path of a TOML file"
         )
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HardwareError(f"{path}: cannot be read as text ({error})") from error
+    text = read_text(path, HardwareError)
     return parse_npu(text, where=str(path))
 
 
@@ -209,30 +209,13 @@ def parse_npu(text: str, *, where: str) -> Npu:
     Raises:
         HardwareError: with the path of the first offending key.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise HardwareError(f"{where}: is not TOML ({error}); see docs/hardware.md for the format") from error
+    data = parse_toml(text, where=where, error=HardwareError, docs=_FORMAT)
     return npu_from_dict(data, where=where)
 
 
 def npu_from_dict(data: Mapping[str, Any], *, where: str) -> Npu:
     """Check a hardware description given as nested dictionaries (a plan embeds one)."""
-    try:
-        return Npu.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(p) for p in first["loc"]) or "the description"
-        found = first["input"]
-        shown = f", found {found!r}" if isinstance(found, int | float | str | bool) else ""
-        problem = (
-            "is not a key of the format"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
-        raise HardwareError(
-            f"{where}: {path}: {problem}{shown}; see docs/hardware.md for the format"
-        ) from error
+    return checked(Npu, data, where=where, error=HardwareError, docs=_FORMAT)
 
 
 def with_values(npu: Npu, changes: Mapping[str, Any]) -> Npu:

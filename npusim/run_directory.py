@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def _is_run(directory: Path) -> bool:
         return False
 
 
+def is_pipeline_run(directory: Path) -> bool:
+    """Whether the folder holds a pipeline's run: its summary says so."""
+    try:
+        return load_summary(directory).get("kind") == "pipeline"
+    except OutputError:
+        return False
+
+
 def write_run(profile: Profiled, directory: Path, *, images: str | None = None) -> None:
     """Write all files of a run into a folder beside `directory`, then put it in its place.
 
@@ -62,9 +71,32 @@ def write_run(profile: Profiled, directory: Path, *, images: str | None = None) 
         MissingExtraError: pictures need kaleido.
         OutputError: the place is not ours, or cannot be written.
     """
+    check_replaceable(directory)
+    publish(directory, lambda aside: fill_run(profile, aside, images=images))
+
+
+def fill_run(profile: Profiled, folder: Path, *, images: str | None = None) -> None:
+    """Write all files of a run into an empty folder."""
     from npusim.reports.page import write_report
 
-    check_replaceable(directory)
+    (folder / PLAN).write_text(profile.plan.to_json(), "utf-8")
+    (folder / SUMMARY).write_text(dump_json(profile.summary), "utf-8")
+    name = f"{profile.plan.model.name} on {profile.plan.npu.name}"
+    with (folder / TRACE).open("w", encoding="utf-8") as file:
+        file.writelines(chrome_trace(profile.graph, profile.program, planned_trace(profile), name=name))
+    write_report(profile, folder / REPORT)
+    if images is not None:
+        from npusim.reports.images import write_images
+
+        write_images(profile, folder / IMAGES, images)
+
+
+def publish(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder beside `directory`, then put that in its place as a whole.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -73,16 +105,7 @@ def write_run(profile: Profiled, directory: Path, *, images: str | None = None) 
             f"{directory}: cannot be written ({error.strerror}); give another place with --out"
         ) from error
     try:
-        (aside / PLAN).write_text(profile.plan.to_json(), "utf-8")
-        (aside / SUMMARY).write_text(dump_json(profile.summary), "utf-8")
-        name = f"{profile.plan.model.name} on {profile.plan.npu.name}"
-        with (aside / TRACE).open("w", encoding="utf-8") as file:
-            file.writelines(chrome_trace(profile.graph, profile.program, planned_trace(profile), name=name))
-        write_report(profile, aside / REPORT)
-        if images is not None:
-            from npusim.reports.images import write_images
-
-            write_images(profile, aside / IMAGES, images)
+        fill(aside)
         aside.chmod(0o755)
         _swap(aside, directory)
     except OSError as error:

@@ -5,6 +5,9 @@ The page draws its own from `events.event_columns`, window by window; this is th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,27 +41,43 @@ def merge(start: Ints, end: Ints, category: Ints, bin_ps: int) -> tuple[Ints, In
     return start[edges], end[last], category[longest], busy / length
 
 
+#: Category (index into `theme.CATEGORIES`) -> outlines of its blocks: x in ms, y in lanes, None between blocks.
+Polygons = dict[int, tuple[list[float | None], list[float | None]]]
+
+
+def add_blocks(
+    polygons: Polygons, program: Program, trace: Trace, *, window: tuple[int, int], bin_ps: int,
+    shifts_ps: Sequence[int] = (0,), lane: int = 0,
+) -> None:  # fmt: skip
+    """Add the blocks of a window of a run: once moved right by each of `shifts_ps`, and down by `lane` lanes."""
+    lanes, category = gang_lanes(program), categories(program)
+    for index in range(len(program.gangs)):
+        mine = np.flatnonzero(
+            (program.commands.gang == index) & (trace.end_ps > window[0]) & (trace.start_ps < window[1])
+        )
+        mine = mine[np.argsort(trace.start_ps[mine], kind="stable")]
+        blocks = merge(trace.start_ps[mine], trace.end_ps[mine], category[mine], bin_ps)
+        for start, end, kind, share in zip(*(b.tolist() for b in blocks), strict=True):
+            xs, ys = polygons.setdefault(kind, ([], []))
+            for row, shift in product(lanes[index], shifts_ps):
+                left, right = (start + shift) / PS_PER_MS, (end + shift) / PS_PER_MS
+                _rectangle(xs, ys, left, right, row + lane, max(0.12, share))
+
+
+def filled_traces(polygons: Polygons) -> list[Figure]:
+    """Plotly traces of the blocks, in the order of the legend."""
+    names = list(CATEGORIES)
+    return [_filled(names[kind], *polygons[kind]) for kind in sorted(polygons)]
+
+
 def timeline(
     program: Program, trace: Trace, *, from_ps: int = 0, to_ps: int | None = None, width_px: int = 1200
 ) -> Figure:
     """Plotly figure of a window of the run (by default all of it)."""
     stop = trace.makespan_ps if to_ps is None else to_ps
-    lanes, category = gang_lanes(program), categories(program)
-    polygons: dict[int, tuple[list[float | None], list[float | None]]] = {}
-    for index in range(len(program.gangs)):
-        mine = np.flatnonzero(
-            (program.commands.gang == index) & (trace.end_ps > from_ps) & (trace.start_ps < stop)
-        )
-        mine = mine[np.argsort(trace.start_ps[mine], kind="stable")]
-        blocks = merge(
-            trace.start_ps[mine], trace.end_ps[mine], category[mine], max(1, (stop - from_ps) // width_px)
-        )
-        for start, end, kind, share in zip(*(b.tolist() for b in blocks), strict=True):
-            xs, ys = polygons.setdefault(kind, ([], []))
-            for lane in lanes[index]:
-                _rectangle(xs, ys, start / PS_PER_MS, end / PS_PER_MS, lane, max(0.12, share))
-    names = list(CATEGORIES)
-    data = [_filled(names[k], *polygons[k]) for k in sorted(polygons)]
+    polygons: Polygons = {}
+    add_blocks(polygons, program, trace, window=(from_ps, stop), bin_ps=max(1, (stop - from_ps) // width_px))
+    data = filled_traces(polygons)
     figure_layout = layout(x="time (ms)", y="", height=120 + 24 * len(program.lanes))
     ticks = list(range(len(program.lanes)))
     figure_layout["yaxis"] |= {

@@ -57,9 +57,9 @@ def write_zoo_page(rows: Sequence[ZooRow], systems: Sequence[SystemRow], npu: st
             section("networks", "Networks", _networks(rows)),
             section("systems", "Systems of Table 1", _systems(systems)),
         )),
-        "data": embed(zoo_figure(rows)),
+        "data": embed({"zoo-plot": zoo_figure(rows)}),
     }  # fmt: skip
-    path.write_text(fill("plain.html", ("zoo.js",), values), "utf-8")
+    path.write_text(fill("plain.html", ("figures.js",), values), "utf-8")
 
 
 def zoo_figure(rows: Sequence[ZooRow]) -> Figure:

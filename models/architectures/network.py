@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from npusim.errors import MissingExtraError
@@ -52,6 +52,14 @@ class Architecture:
     output: str = "out_sample"
     parts: tuple[str, ...] = ()
     revise: Callable[[Any], None] | None = None
+
+    def at_batch(self, batch: int) -> Architecture:
+        """The same network for `batch` samples at once; what has one dimension (a timestep) all of them share."""
+        inputs = tuple(
+            replace(spec, shape=(batch, *spec.shape[1:])) if len(spec.shape) > 1 else spec
+            for spec in self.inputs
+        )
+        return replace(self, inputs=inputs)
 
     def network_class(self) -> Any:
         """The Python class. Raises MissingExtraError without the `models` extra."""
