@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npusim.errors import BadInputError
-from npusim.reports.compare import side
-from npusim.run_directory import REPORT, load_summary
+from npusim.run_directory import load_summary
 from npusim.units import format_bytes
 
 if TYPE_CHECKING:
@@ -112,21 +111,16 @@ def baseline_of(profile: Profile) -> dict[str, Any]:
 
     It is a file that `npusim check --baseline` takes, and small enough that its diff can be reviewed.
     """
-    summary, program = profile.summary, profile.program
-    moved = dict.fromkeys(program.layers, 0)
-    for layer, size in zip(program.commands.layer.tolist(), profile.work.dram_bytes.tolist(), strict=True):
-        moved[program.layers[layer]] += size
+    summary = profile.summary
     return {
         **{key: summary[key] for key in BASELINE_KEYS},
         "segments": [{k: s[k] for k in ("name", "layers", "latency_ms", "dram_bytes")} for s in summary["segments"]],
-        "layer_dram_bytes": {name: size for name, size in moved.items() if size},
+        "layer_dram_bytes": summary["layer_dram_bytes"],
     }  # fmt: skip
 
 
 def load_cost(path: Path) -> dict[str, Any]:
-    """The summary of a run directory, with its report's DRAM bytes by layer; or a `summary.json` or a baseline as it is.
-
-    Of a pipeline's run the parts to blame are its networks.
+    """The summary of a run directory, a `summary.json` or a baseline. Of a pipeline's run the parts to blame are its networks.
 
     Raises:
         OutputError: no summary of ours.
@@ -138,10 +132,7 @@ def load_cost(path: Path) -> dict[str, Any]:
             for n in summary["networks"]
         ]  # fmt: skip
         return {**summary, "segments": parts}
-    if not (path / REPORT).is_file():
-        return summary
-    layers = side(path).data["layers"]
-    return {**summary, "layer_dram_bytes": dict(zip(layers["name"], layers["dram_bytes"], strict=True))}
+    return summary
 
 
 def cost_figures(summary: Summary) -> dict[str, float | int | str]:

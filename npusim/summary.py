@@ -71,6 +71,7 @@ def summarize(
         "engine_busy": {lane: t / max(1, trace.makespan_ps) for lane, t in busy.items()},
         "segments": [_segment(plan, program, trace, work, i, curves) for i in range(len(plan.segments))],
         "attention": attention_blocks(graph, program, trace),
+        "layer_dram_bytes": layer_dram_bytes(program, work),
         "commands": len(program),
     }
 
@@ -78,6 +79,13 @@ def summarize(
 def _dram_bytes(program: Program, work: Work) -> tuple[int, int]:
     opcode = program.commands.opcode
     return int(work.dram_bytes[opcode == LOAD].sum()), int(work.dram_bytes[opcode == STORE].sum())
+
+
+def layer_dram_bytes(program: Program, work: Work) -> dict[str, int]:
+    """DRAM bytes of each layer that moves any, in the order of the Program."""
+    moved = np.zeros(len(program.layers), dtype=np.int64)
+    np.add.at(moved, program.commands.layer, work.dram_bytes)
+    return {name: size for name, size in zip(program.layers, moved.tolist(), strict=True) if size}
 
 
 def intermediate_transfers(program: Program) -> Mask:

@@ -13,10 +13,10 @@ from typing import Any
 from npusim.errors import OutputError
 from npusim.program import TABLE6_ROLES
 from npusim.reports.layers import layer_figures
-from npusim.reports.markup import assemble, embed, number, path_name, section, table
+from npusim.reports.markup import assemble, embed, named, number, path_name, section, table
 from npusim.reports.page import PALETTE, report_data
 from npusim.reports.sections import compare_timeline_section
-from npusim.reports.segments import ROLE_TITLES, attention_shape, named
+from npusim.reports.segments import ROLE_TITLES, attention_shape
 from npusim.reports.source import Profiled
 from npusim.units import PS_PER_MS, format_bytes
 

@@ -18,11 +18,19 @@ async function readColumns(index, text) {
   const buffer = await inflate(text);
   const columns = {};
   let offset = 0;
-  for (const [name, kind, length] of index) {
-    columns[name] = new ARRAYS[kind](buffer, offset, length);
-    offset += columns[name].byteLength;
+  for (const [name, kind, length, differences] of index) {
+    const stored = new ARRAYS[kind](buffer, offset, length);
+    offset += stored.byteLength;
+    columns[name] = differences ? runningSum(stored) : stored;
   }
   return columns;
+}
+
+function runningSum(steps) {
+  const sums = new Float64Array(steps.length);
+  let sum = 0;
+  for (let i = 0; i < steps.length; i++) sums[i] = sum += steps[i];
+  return sums;
 }
 
 /** A run as the timeline wants it: absolute times, and for each gang the range of its commands. */

@@ -34,9 +34,16 @@ class Columns:
     """Named typed arrays that travel as one compressed text."""
 
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    ascending: set[str] = field(default_factory=set)
 
-    def add(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Store a column of non-negative integers (or -1) in the narrowest type that holds it."""
+    def add(self, name: str, values: npt.NDArray[Any], *, ascending: bool = False) -> None:
+        """Store a column of non-negative integers (or -1) in the narrowest type that holds it.
+
+        Columns that ascend are stored as differences, which compress three to twenty times better.
+        """
+        if ascending:
+            values = np.diff(values, prepend=0)
+            self.ascending.add(name)
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
         for kind in (np.uint8, np.uint16, np.uint32) if low >= 0 else (np.int8, np.int16, np.int32):
             if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
@@ -44,14 +51,14 @@ class Columns:
                 return
         self.arrays[name] = values.astype(np.float64)
 
-    def index(self) -> list[tuple[str, str, int]]:
-        """(name, numpy type, length) of each column, widest types first, in the order of `text`."""
-        return [(n, str(a.dtype), len(a)) for n, a in self._ordered()]
+    def index(self) -> list[tuple[str, str, int, bool]]:
+        """(name, numpy type, length, whether it holds differences) of each column, widest types first, in the order of `text`."""
+        return [(n, str(a.dtype), len(a), n in self.ascending) for n, a in self._ordered()]
 
     def text(self) -> str:
         """All columns: zlib, then base64."""
         raw = b"".join(a.tobytes() for _, a in self._ordered())
-        return base64.b64encode(zlib.compress(raw, 1)).decode("ascii")
+        return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
 
     def _ordered(self) -> list[tuple[str, npt.NDArray[Any]]]:
         """Widest first, so that every column starts at a multiple of its element size."""
@@ -101,10 +108,14 @@ def categories(program: Program) -> Ints:
 
 
 def _details(program: Program, work: Work) -> dict[str, Ints]:
-    """Class columns [n]; for transfers `batch, m, n, k` hold the box moved and `tensor` what it is a box of."""
+    """Class columns [n]; for transfers `batch, m, n, k` hold the box moved and `tensor` what it is a box of.
+
+    `bytes` cross the DRAM bus in transfers; in other commands they are those of the boxes read and written in SRAM.
+    """
     commands, accesses = program.commands, program.accesses
     columns = {name: np.array(getattr(commands, name)) for name in CLASS_COLUMNS[:10]}
-    columns["bytes"] = work.dram_bytes
+    transfer = (commands.opcode == LOAD) | (commands.opcode == STORE)
+    columns["bytes"] = np.where(transfer, work.dram_bytes, _touched_bytes(program))
     columns["tensor"] = np.full(len(program), -1)
     columns["category"] = categories(program)
     moved = np.flatnonzero(program.buffers.space[accesses.buffer] == DRAM)[::-1]
@@ -113,6 +124,15 @@ def _details(program: Program, work: Work) -> dict[str, Ints]:
     for axis, name in enumerate(("batch", "m", "n", "k")):
         columns[name][at] = accesses.shape[moved, axis]
     return columns
+
+
+def _touched_bytes(program: Program) -> Ints:
+    """[n] bytes of all boxes that each command reads and writes, without padding."""
+    accesses = program.accesses
+    element = program.tensors.element_bytes[program.buffers.tensor[accesses.buffer]].astype(np.int64)
+    touched = np.zeros(len(program), dtype=np.int64)
+    np.add.at(touched, accesses.command, accesses.shape.astype(np.int64).prod(axis=1) * element)
+    return touched
 
 
 def _classes(columns: Mapping[str, Ints]) -> tuple[Ints, Ints]:

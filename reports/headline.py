@@ -18,6 +18,9 @@ from npusim.reports.source import Profiled
 from npusim.reports.theme import ACCENT, CATEGORIES, ENERGY
 from npusim.units import PS_PER_MS, format_bytes, format_mib
 
+#: What sets the lower bound (`bound_by` of the summary), in words.
+BOUNDS = {"tensor": "tensor engines", "vector": "vector engines", "dram": "DRAM bandwidth"}
+
 
 def headline(profile: Profiled, figures: LayerFigures) -> str:
     """The figures of the whole run, what they rest on, and every figure of the summary."""
@@ -52,7 +55,11 @@ def _latency_panel(profile: Profiled, figures: LayerFigures) -> str:
     made_of = ", ".join(
         _keyed(CATEGORIES[n], f"{escape(n)} {100 * v / total:.0f} %") for n, v in held[:4] if v
     )
-    by = f", set by: {escape(str(summary['bound_by']))}" if summary.get("bound_by") else ""
+    by = (
+        f", set by the {escape(BOUNDS.get(summary['bound_by'], summary['bound_by']))}"
+        if summary.get("bound_by")
+        else ""
+    )
     above = f"{100 * (latency / bound - 1):.1f} % above the lower bound, " if bound else "lower bound "
     return _panel(
         f"latency, {policy} issue",

@@ -216,7 +216,8 @@ function describe(run, index) {
   if (tile >= 0) facts.push([c.class_segment[k] >= 0 ? "tile" : "piece", `${tile + 1} of ${slices}`]);
   if (opcode === "product") facts.push(["shape", `${shape[0] > 1 ? `${shape[0]} × ` : ""}[${shape[1]}, ${shape[3]}] × [${shape[3]}, ${shape[2]}]`], ["precision", run.pairs[c.class_pair[k]].replace("x", " × ")]);
   else if (opcode === "vector") facts.push(["function", run.functions[c.class_function[k]] ?? ""], ["elements", whole.format(shape[1])]);
-  else facts.push(["tensor", run.tensors[c.class_tensor[k]] ?? ""], ["box", shape.join(" × ")], ["bytes", whole.format(c.class_bytes[k])]);
+  else facts.push(["tensor", run.tensors[c.class_tensor[k]] ?? ""], ["box", shape.join(" × ")], ["bytes", `${whole.format(c.class_bytes[k])} of DRAM`]);
+  if (opcode === "product" || opcode === "vector") facts.push(["bytes", `${whole.format(c.class_bytes[k])} read and written in SRAM`]);
   if (opcode !== "product") facts.push(["precision", run.precisions[layer]]);
   facts.push(["time", `${timeText(run.start[index] * q)} to ${timeText(run.end[index] * q)}`], ["takes", timeText((run.end[index] - run.start[index]) * q)]);
   facts.push(["waited for", run.stalls[c.stall[index]]]);

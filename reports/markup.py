@@ -67,6 +67,7 @@ def table(
     label: str,
     numbers: int = 1,
     text: Sequence[int] = (),
+    wrapped: Sequence[int] = (),
 ) -> str:
     """A table in a box that scrolls sideways. Cells are HTML.
 
@@ -74,8 +75,11 @@ def table(
         head: column titles, plain text.
         label: what the table shows, for those who cannot see it.
         numbers: columns from this one on are set right, but for those in `text`.
+        wrapped: columns of long text, broken into lines.
     """
-    classes = ["" if i < numbers or i in text else ' class="number"' for i in range(len(head))]
+    classes = [
+        _cell_class(number=i >= numbers and i not in text, wrapped=i in wrapped) for i in range(len(head))
+    ]
     titles = "".join(f'<th scope="col"{c}>{escape(h)}</th>' for h, c in zip(head, classes, strict=True))
     lines = []
     for row in rows:
@@ -85,6 +89,19 @@ def table(
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _cell_class(*, number: bool, wrapped: bool) -> str:
+    return ' class="number"' if number else ' class="lines"' if wrapped else ""
+
+
+def named(group: Sequence[Mapping[str, Any]], note: str) -> str:
+    """HTML: the first's name, a note on what it is, and the names of those like it."""
+    first = path_name(group[0]["name"]) + (f'<br><span class="quiet">{escape(note)}</span>' if note else "")
+    if len(group) == 1:
+        return first
+    others = "".join(f"<li>{path_name(item['name'])}</li>" for item in group[1:])
+    return f'{first}<details class="like"><summary>and {len(group) - 1} more like it</summary><ul>{others}</ul></details>'
 
 
 def section(name: str, title: str, body: str) -> str:

@@ -30,18 +30,18 @@ def live_ranges(program: Program, trace: Trace) -> tuple[Ints, Ints, Ints]:
 def add_memory_columns(columns: Columns, program: Program, trace: Trace, quantum: int) -> None:
     """Add occupancy (`sram_*`), the address map (`map_*`) and DRAM bandwidth (`dram_*`); steps hold from their time on."""
     times, occupied = sram_occupancy(program, trace)
-    columns.add("sram_time", times // quantum)
+    columns.add("sram_time", times // quantum, ascending=True)
     columns.add("sram_bytes", occupied)
     live, first, last = live_ranges(program, trace)
     kinds = {name: i for i, name in enumerate(KINDS)}
     kind = np.asarray([kinds[k] for k in program.tensors.kind] or [0], dtype=np.int64)
-    columns.add("map_first", first // quantum)
+    columns.add("map_first", first // quantum, ascending=True)
     columns.add("map_span", last // quantum - first // quantum)
     columns.add("map_address", program.buffers.address[live])
     columns.add("map_bytes", program.buffers.stored_bytes[live])
     columns.add("map_tensor", program.buffers.tensor[live])
     columns.add("kind", kind)
-    columns.add("dram_time", trace.bandwidth[:, 0] // quantum)
+    columns.add("dram_time", trace.bandwidth[:, 0] // quantum, ascending=True)
     columns.add("dram_rate", trace.bandwidth[:, 1] // 10**6)
 
 

@@ -30,7 +30,7 @@ from npusim.reports.sections import (
 from npusim.reports.segments import gap_section, segment_section, table6_section
 from npusim.reports.source import Profiled, planned_trace
 from npusim.reports.theme import ACCENT, CATEGORIES, KINDS, LIMIT, Figure, block_of
-from npusim.reports.tiles import curves, tile_curve
+from npusim.reports.tiles import curve_points, curves, tile_curve
 from npusim.reports.timeline import timeline
 
 if TYPE_CHECKING:
@@ -154,9 +154,9 @@ def figures(profile: Profiled) -> dict[str, Figure]:
         "engines": engines(program, trace),
         "roofline": roofline(profile, layer_figures(profile)),
         **{
-            f"tiles: {s['name']}": tile_curve(s["tile_curve"])
+            f"tiles: {s['name']}": tile_curve(curve_points(s))
             for s in profile.summary["segments"]
-            if s.get("tile_curve")
+            if curve_points(s)
         },
     }
 

@@ -7,7 +7,9 @@ from html import escape
 from typing import Any
 
 from npusim.program import TABLE6_ROLES
-from npusim.reports.markup import number, path_name, plot, section, table
+from npusim.reports.markup import named, number, plot, section, table
+from npusim.reports.tiles import curve_points
+from npusim.reports.why import against, reasons
 from npusim.units import format_bytes, format_mib
 
 ROLE_TITLES = {
@@ -15,6 +17,7 @@ ROLE_TITLES = {
     "softmax": "softmax", "store_probs": "store probs", "load_probs_v": "load probs, V", "pv": "probs × V",
     "store_out": "store out",
 }  # fmt: skip
+KIND_TITLES = {"rows": "row chain"}
 #: What tells segments and attentions apart though they cost the same.
 NAMES = ("name", "layers")
 
@@ -25,15 +28,6 @@ def alike(items: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     for item in items:
         groups.setdefault(repr({k: v for k, v in item.items() if k not in NAMES}), []).append(item)
     return list(groups.values())
-
-
-def named(group: Sequence[Mapping[str, Any]], note: str) -> str:
-    """HTML: the first's name, a note on what it is, and the names of those like it."""
-    first = path_name(group[0]["name"]) + (f'<br><span class="quiet">{escape(note)}</span>' if note else "")
-    if len(group) == 1:
-        return first
-    others = "".join(f"<li>{path_name(item['name'])}</li>" for item in group[1:])
-    return f'{first}<details class="like"><summary>and {len(group) - 1} more like it</summary><ul>{others}</ul></details>'
 
 
 def segment_section(summary: Mapping[str, Any]) -> str:
@@ -48,74 +42,45 @@ def segment_section(summary: Mapping[str, Any]) -> str:
         "segment",
         "tiles",
         "latency (ms)",
-        *(f"{k} busy (ms)" for k in kinds),
+        *(f"{k.replace('dma', 'DMA')} busy (ms)" for k in kinds),
         "hand-over (ms)",
         "DRAM",
         "SRAM peak",
     )
     groups = alike(segments)
     body = table(head, map(_segment_row, groups), label="segments")
-    if any(s.get("tile_curve") for s in segments):
+    drawn = sum(len(curve_points(s)) > 1 for s in segments)
+    if drawn:
         body += (
             '<h3>Latency over tile count</h3><div class="tools"><label>segment <select id="curve-choice"></select></label></div>'
             + plot("curve-plot", "latency and DRAM bytes over the tile count of the chosen segment")
         )
-    else:
-        body += '<p class="quiet">This run did not keep a tile-count curve (a search with <code>--tiles auto</code> does).</p>'
-    return section("segments", "Segments and their tiles", body + _why(groups))
+    if drawn < len(segments):
+        body += (
+            f'<p class="quiet">{len(segments) - drawn} of {len(segments)} segments have no tile-count curve: their tiles were '
+            "asked for, or chosen in closed form. <code>--tiles auto --why</code> simulates other counts.</p>"
+        )
+    return section("segments", "Segments and their tiles", body + reasons(segments))
+
+
+def what_it_is(segment: Mapping[str, Any]) -> str:
+    """The kind of a segment, and into how many parts each axis is cut: `attention, 8 along heads × 16 along rows`."""
+    cuts = [f"{n}\u00a0along\u00a0{axis}" for axis, n in segment.get("tiles", {}).items() if n > 1]
+    return f"{KIND_TITLES.get(segment['kind'], segment['kind'])}{', ' if cuts else ''}{' × '.join(cuts)}"
 
 
 def _segment_row(group: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     s = group[0]
-    split = " × ".join(f"{axis}\u00a0{n}" for axis, n in s.get("tiles", {}).items())
     peak, handover_ms, moved = (
         int(s["peak_sram_bytes"]),
         float(s.get("handover_ms", 0.0)),
         int(s["dram_bytes"]),
     )
     return (
-        named(group, f"{s['kind']}, {split}"), number(s["tile_count"], str(s["tile_count"])),
+        named(group, what_it_is(s)), number(s["tile_count"], str(s["tile_count"])),
         number(s["latency_ms"], f"{s['latency_ms']:.4f}"), *(number(v, f"{v:.4f}") for v in s["busy_ms"].values()),
         number(handover_ms, f"{handover_ms:.4f}"), number(moved, format_bytes(moved)), number(peak, format_mib(peak)),
     )  # fmt: skip
-
-
-def _why(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """What binds each segment, the next-best tile counts, and what more hardware would buy (`segments[i].why`)."""
-    found = [group for group in groups if group[0].get("why")]
-    if not found:
-        return ""
-    text = "<p>Times here are of a segment simulated on its own: nothing is loaded before it, nothing overlaps it.</p>"
-    return "<h3>Why so many tiles</h3>" + text + "".join(_reasons(group) for group in found)
-
-
-def _reasons(group: Sequence[Mapping[str, Any]]) -> str:
-    why = group[0]["why"]
-    latency = float(why.get("alone_ms", group[0]["latency_ms"]))
-    more = f" and {len(group) - 1} more like it" if len(group) > 1 else ""
-    next_best = [
-        (f"{p['tile_count']} tiles", *_against(p, latency), escape(str(p["reason"])))
-        for p in why.get("next_best", ())
-    ]
-    levers = [(escape(str(p["change"])), *_against(p, latency)) for p in why.get("levers", ())]
-    tables = []
-    if next_best:
-        columns = ("next best", "latency (ms)", "against this", "because")
-        tables.append(table(columns, next_best, label="next-best tile counts", text=(3,)))
-    if levers:
-        head = ("change", "latency (ms)", "against this")
-        tables.append(table(head, levers, label="what more hardware would buy"))
-    return (
-        f'<details class="why"><summary>{path_name(group[0]["name"])}{more}: bound by {escape(str(why["bound_by"]))}</summary>'
-        f'<div class="two">{"".join(f"<div>{t}</div>" for t in tables)}</div></details>'
-    )
-
-
-def _against(point: Mapping[str, Any], latency_ms: float) -> tuple[str, str]:
-    if point["latency_ms"] is None:
-        return "does not fit", "–"
-    found = float(point["latency_ms"])
-    return number(found, f"{found:.4f}"), f"{100 * (found / latency_ms - 1):+.1f} %" if latency_ms else "–"
 
 
 def gap_section(summary: Mapping[str, Any]) -> str:
@@ -128,12 +93,13 @@ def gap_section(summary: Mapping[str, Any]) -> str:
     for cause in causes:
         steps.append((str(cause["cause"]), steps[-1][2], steps[-1][2] + float(cause["ms"])))
     steps.append(("latency", 0.0, latency))
+    ends = (0, len(steps) - 1)
     widest = max(max(low, high) for _, low, high in steps) or 1.0
     rows = [
         (
             escape(name),
-            _step(low, high, widest, total=i in (0, len(steps) - 1)),
-            number(high - low, f"{high - low:+.3f}"),
+            _step(low, high, widest, total=i in ends),
+            number(high - low, f"{high - low:{'' if i in ends else '+'}.3f}"),
             f"{100 * (high - low) / latency:.1f} %" if latency else "–",
         )
         for i, (name, low, high) in enumerate(steps)
@@ -142,7 +108,14 @@ def gap_section(summary: Mapping[str, Any]) -> str:
     body = text + table(
         ("cause", "", "ms", "of the latency"), rows, label="gap between bound and latency", text=(1,)
     )
-    levers = [(escape(str(p["change"])), *_against(p, latency)) for p in summary.get("levers", ())]
+    levers = [
+        (
+            escape(str(p["change"])),
+            number(p["latency_ms"], f"{p['latency_ms']:.3f}"),
+            against(p["latency_ms"], latency),
+        )
+        for p in summary.get("levers", ())
+    ]
     if levers:
         head = ("change", "latency (ms)", "against this")
         body += "<h3>What more hardware would buy</h3>" + table(

@@ -18,7 +18,8 @@ def tile_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     ordered = sorted(points, key=lambda p: int(p["tile_count"]))
     count = [int(p["tile_count"]) for p in ordered]
     latency = [float(p["latency_ms"]) for p in ordered]
-    data = [_curve(ordered, count, latency), *_dram(ordered, count)]
+    moved = _dram(ordered, count)
+    data = [_curve(ordered, count, latency), *moved]
     for key, name, symbol, colour in MARKS:
         marked = [i for i, p in enumerate(ordered) if p.get(key)]
         if marked:
@@ -30,18 +31,20 @@ def tile_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     figure_layout = layout(x="tiles", y="latency (ms)", height=340)
     figure_layout["xaxis"] |= {"type": "log", "tickvals": count, "ticktext": [str(c) for c in count]}
     figure_layout["yaxis"] |= {"rangemode": "tozero"}
-    figure_layout["yaxis2"] = {
-        "title": {"text": "DRAM (MB)"}, "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False,
-        "automargin": True, "tickmode": "auto",
-    }  # fmt: skip
-    figure_layout["margin"] = {"l": 60, "r": 60, "t": 12, "b": 48}
+    if moved:
+        figure_layout["yaxis2"] = {
+            "title": {"text": "DRAM (MB)"}, "overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False,
+            "automargin": True, "tickmode": "auto",
+        }  # fmt: skip
+    figure_layout["margin"] = {"l": 60, "r": 60 if moved else 12, "t": 12, "b": 48}
     return {"data": data, "layout": figure_layout}
 
 
 def _curve(ordered: Sequence[Mapping[str, Any]], count: list[int], latency: list[float]) -> Figure:
     texts = [
-        f"SRAM peak {float(p.get('peak_sram_bytes') or 0) / 2**20:.3f} MiB, "
-        f"hand-over {float(p.get('handover_ms') or 0):.4f} ms"
+        f"SRAM peak {float(p['peak_sram_bytes']) / 2**20:.3f} MiB, hand-over {float(p['handover_ms']):.4f} ms"
+        if "peak_sram_bytes" in p and "handover_ms" in p
+        else "simulated on its own"
         for p in ordered
     ]
     return {
@@ -63,15 +66,27 @@ def _dram(ordered: Sequence[Mapping[str, Any]], count: list[int]) -> list[Figure
 
 
 def curves(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Name and figure of each segment that has a curve; segments with the same curve share an entry."""
+    """Name and figure of each segment that has a curve, the heaviest first; segments with the same curve share an entry."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for segment in summary["segments"]:
-        if segment.get("tile_curve"):
-            groups.setdefault(repr(segment["tile_curve"]), []).append(segment)
+        points = curve_points(segment)
+        if len(points) > 1:
+            groups.setdefault(repr(points), []).append(segment)
+    heaviest = sorted(groups.values(), key=lambda group: -sum(float(s["latency_ms"]) for s in group))
     return [
         {
             "name": group[0]["name"] + (f" and {len(group) - 1} more like it" if len(group) > 1 else ""),
-            "figure": tile_curve(group[0]["tile_curve"]),
+            "figure": tile_curve(curve_points(group[0])),
         }
-        for group in groups.values()
+        for group in heaviest
     ]
+
+
+def curve_points(segment: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What the search simulated of a segment; where that is one point, what `--why` simulated of it on its own."""
+    searched: Sequence[Mapping[str, Any]] = segment.get("tile_curve") or ()
+    why = segment.get("why")
+    if len(searched) > 1 or not why:
+        return searched
+    chosen = {"tile_count": segment["tile_count"], "latency_ms": why["alone_ms"], "chosen": True}
+    return [chosen, *(p for p in why["next_best"] if p["latency_ms"] is not None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -165,7 +166,7 @@ def test_hovering_tells_layer_shape_time_and_stall(browser: Any, report: Path) -
         });
     """
     text = browser.execute_script(script)
-    for word in ("layer", "time", "takes", "waited for", "precision"):
+    for word in ("layer", "time", "takes", "bytes", "waited for", "precision"):
         assert word in text
 
 
@@ -265,6 +266,53 @@ def test_printing_turns_to_light_colours_and_paper_width_and_back(browser: Any, 
     assert max(widths) <= 180 / 25.4 * 96
     browser.execute_script("dispatchEvent(new Event('afterprint'))")
     assert browser.execute_script(state) == ["dark", ""]
+
+
+def test_every_control_is_reached_by_tab_and_says_what_it_is(browser: Any, page: Path) -> None:
+    show(browser, page)
+    wanted = browser.execute_script(
+        f"return [...document.querySelectorAll({CONTROLS!r})].filter((e) => e.checkVisibility()).length"
+    )
+    reached = set()
+    for _ in range(wanted + 5):
+        browser.switch_to.active_element.send_keys("\ue004")  # Tab
+        now = browser.switch_to.active_element
+        name = browser.execute_script(NAME, now)
+        assert name, now.get_attribute("outerHTML")[:200]
+        reached.add(now.id)
+        if len(reached) == wanted:
+            break
+    assert len(reached) == wanted
+
+
+def test_the_printed_page_is_whole(browser: Any, page: Path) -> None:
+    """As a PDF of real paper: nothing cut off at the right, no section left out."""
+    show(browser, page)
+    printed = base64.b64decode(
+        browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
+    )
+    assert printed.startswith(b"%PDF")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        beyond = browser.execute_script(BEYOND_PAPER)
+        assert beyond == []
+    finally:
+        browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+CONTROLS = "a[href], button, input, select, summary, [tabindex='0']"
+NAME = """
+    const e = arguments[0];
+    return (e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent || '').trim();
+"""
+BEYOND_PAPER = """
+    const right = document.body.getBoundingClientRect().right + 1;
+    return [...document.querySelectorAll('section > *, table, td, th')]
+        .filter((e) => e.checkVisibility() && e.getBoundingClientRect().right > right)
+        .map((e) => e.tagName + ' ' + e.closest('section')?.id + ' ' + e.textContent.slice(0, 40));
+"""
 
 
 ZOOM = """

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import npusim.api as api
+from npusim.program import LOAD, STORE, Program
 from npusim.reports import hints, tiles
 from npusim.reports.critical import critical_path, critical_ps
 from npusim.reports.engines import engine_states
@@ -73,14 +74,30 @@ def test_union_by_agrees_with_the_union_of_each_group() -> None:
 
 def _decoded(columns: Columns) -> dict[str, np.ndarray]:
     raw, offset, found = zlib.decompress(b64decode(columns.text())), 0, {}
-    for name, kind, length in columns.index():
-        found[name] = np.frombuffer(raw, dtype=kind, count=length, offset=offset).astype(np.int64)
+    for name, kind, length, differences in columns.index():
+        stored = np.frombuffer(raw, dtype=kind, count=length, offset=offset).astype(np.int64)
+        found[name] = np.cumsum(stored) if differences else stored
         assert offset % np.dtype(kind).itemsize == 0, (
             "a typed array must start at a multiple of its element size"
         )
         offset += found[name].size * np.dtype(kind).itemsize
     assert offset == len(raw)
     return found
+
+
+def _touched(program: Program, command: int) -> int:
+    """Bytes of the boxes of a command, one by one."""
+    table, buffers = program.accesses, program.buffers
+    of = np.flatnonzero(table.command == command).tolist()
+    elements = (int(np.prod(table.shape[a])) for a in of)
+    sizes = (int(program.tensors.element_bytes[buffers.tensor[table.buffer[a]]]) for a in of)
+    return sum(n * size for n, size in zip(elements, sizes, strict=True))
+
+
+def test_columns_that_ascend_come_back() -> None:
+    columns, times = Columns(), np.asarray([0, 0, 3, 2**31 - 2])
+    columns.add("time", times, ascending=True)
+    assert np.array_equal(_decoded(columns)["time"], times)
 
 
 def test_the_page_gets_every_command_back(tiny: api.Profile) -> None:
@@ -97,7 +114,12 @@ def test_the_page_gets_every_command_back(tiny: api.Profile) -> None:
         assert np.array_equal(end - found["span"][rows], trace.start_ps[mine])
         kind = found["class"][rows]
         assert np.array_equal(found["class_layer"][kind], program.commands.layer[mine])
-        assert np.array_equal(found["class_bytes"][kind], tiny.work.dram_bytes[mine])
+        moved, size = tiny.work.dram_bytes[mine], found["class_bytes"][kind]
+        transfer = np.isin(program.commands.opcode[mine], (LOAD, STORE))
+        assert np.array_equal(size[transfer], moved[transfer])
+        assert not moved[~transfer].any()
+        touched = [_touched(program, i) for i in mine[~transfer].tolist()]
+        assert size[~transfer].tolist() == touched
         assert np.array_equal(found["tile"][rows], program.commands.tile[mine])
         at += count
     assert at == len(program)
@@ -145,6 +167,21 @@ def test_the_tile_curve_marks_the_chosen_point_and_the_papers_rule() -> None:
     assert marks["chosen"] == ([4], [2.0])
     assert marks["the paper's rule"] == ([8], [3.0])
     assert marks["latency"] == ([4, 8], [2.0, 3.0])
+
+
+def test_a_segment_of_one_searched_point_shows_what_why_simulated() -> None:
+    why = {
+        "alone_ms": 2.0,
+        "next_best": [{"tile_count": 9, "latency_ms": 3.0}, {"tile_count": 1, "latency_ms": None}],
+    }
+    one = {"tile_count": 4, "latency_ms": 1.5, "chosen": True}
+    bare = {"name": "a", "tile_count": 4, "latency_ms": 1.5, "tile_curve": [one]}
+    explained = bare | {"name": "b", "why": why}
+    assert tiles.curve_points(bare) == [one]
+    assert [p["tile_count"] for p in tiles.curve_points(explained)] == [4, 9]
+    curves = tiles.curves({"segments": [bare, explained]})
+    assert [c["name"] for c in curves] == ["b"]
+    assert "yaxis2" not in curves[0]["figure"]["layout"]
 
 
 def test_every_layer_has_a_row_and_csv_keeps_its_name(tiny: api.Profile) -> None:

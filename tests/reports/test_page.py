@@ -17,7 +17,8 @@ from npusim.reports.headline import dram_by_category
 from npusim.reports.markup import embed
 from npusim.reports.page import report_html, write_report
 from npusim.reports.quantization import noise_added
-from npusim.reports.segments import alike
+from npusim.reports.segments import alike, what_it_is
+from npusim.reports.why import against, reasons
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +91,64 @@ def test_what_is_optional_is_a_section_with_its_figures(full: str, explained: An
     values = [float(unescape(v)) for v in re.findall(r'<data value="([^"]*)"', gap)]
     summary = explained.profile.summary
     assert values[0] == summary["lower_bound_ms"]
-    assert values[-1] == summary["levers"][0]["latency_ms"]
-    assert values[-2] == summary["latency_ms"]
-    assert sum(values[:-2]) == pytest.approx(summary["latency_ms"])
+    assert values[-2:] == [summary["levers"][0]["latency_ms"]] * 2
+    assert values[-3] == summary["latency_ms"]
+    assert sum(values[:-3]) == pytest.approx(summary["latency_ms"])
     for words in (
-        "bound by vector",
+        "vector &lt;img",
         "SRAM x 2",
-        "9 tiles",
+        "<b>9</b>",
         "does not fit",
         "needs 9 MB",
         "layers that lose most",
         "noise added",
     ):
         assert words in full
+
+
+def _segment(name: str, tiles: int, latency_ms: float) -> dict[str, Any]:
+    near = [
+        {"tile_count": 1, "latency_ms": None, "reason": "needs 9 MB of SRAM, 6 MB are free"},
+        {"tile_count": 16, "latency_ms": 2.2, "reason": "more hand-overs"},
+        {"tile_count": 8, "latency_ms": 2.1, "reason": "more set-ups"},
+    ]
+    why = {
+        "alone_ms": 2.0,
+        "bound_by": "tensor engines",
+        "next_best": near,
+        "levers": [{"change": "2 x SRAM", "latency_ms": 1.5}],
+    }
+    return {"name": name, "kind": "rows", "tile_count": tiles, "latency_ms": latency_ms, "why": why}
+
+
+def test_segments_with_the_same_reasons_share_a_row_and_the_heaviest_comes_first() -> None:
+    html = reasons([_segment("light", 2, 1.0), _segment("a", 4, 0.9), _segment("b", 4, 0.8)])
+    rows = re.findall(r"<tr>(.*?)</tr>", html)[1:]
+    assert [re.sub(r"<[^>]*>", "", row).split("and")[0] for row in rows][0].startswith("a")
+    assert len(rows) == 2
+    assert "and 1 more like it" in rows[0]
+    fewer, more, sram = (
+        re.sub(r"<[^>]*>", " ", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[0])[3:]
+    )
+    assert "1 : does not fit" in fewer
+    assert more.index("8") < more.index("16"), "the nearest tile count first"
+    assert "+5.0 %" in more
+    assert "more set-ups" in more
+    assert "−25.0 %" in sram
+
+
+def test_nothing_is_said_where_nothing_was_explained() -> None:
+    assert reasons([{"name": "a", "tile_count": 1}]) == ""
+
+
+def test_the_same_latency_is_no_change() -> None:
+    assert "±0 %" in against(2.0, 2.0)
+    assert "−0.0" not in against(1.9999999, 2.0)
+
+
+def test_what_a_segment_is_says_how_its_axes_are_cut() -> None:
+    assert what_it_is({"kind": "rows", "tiles": {"rows": 8}}) == "row chain, 8\u00a0along\u00a0rows"
+    assert what_it_is({"kind": "attention", "tiles": {"heads": 1, "rows": 1}}) == "attention"
 
 
 def test_the_bars_of_the_headline_add_up(html: str, tiny: api.Profile) -> None:
