@@ -77,7 +77,8 @@ def stacked(blocks: Sequence[Block]) -> list[Block]:
         last = found[-1] if found else None
         if last is not None and _continues(last, block):
             rows = np.concatenate([last.data, block.data], axis=2)
-            found[-1] = Block(last.tensor, last.offset, rows)
+            origins = (last.origin, block.origin)
+            found[-1] = Block(last.tensor, last.offset, rows, None if None in origins else origins)
         else:
             found.append(block)
     return found

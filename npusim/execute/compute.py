@@ -11,7 +11,7 @@ import numpy as np
 
 from npusim.execute.blocks import Array, Block, aligned_copy, joined, merge_heads
 from npusim.execute.functions import UnsupportedError, binary, unary
-from npusim.execute.kernels_product import conv, linear, matmul, spatial_of
+from npusim.execute.kernels_product import Patches, conv, linear, matmul, spatial_of
 from npusim.execute.kernels_vector import group_statistics
 from npusim.execute.stages import MAIN, Formats, gate_position, stage_after, stage_before
 from npusim.execute.vector_layers import (
@@ -55,6 +55,7 @@ class Compute:
     ) -> None:
         self.graph, self.formats, self.accumulator_bits = graph, formats, accumulator_bits
         self.workers = workers
+        self._patches = Patches()
         self._prepared: dict[Hashable, Array] = {}
 
     # ---- tensor engine -----------------------------------------------------------------------------------------
@@ -107,7 +108,11 @@ class Compute:
         geometry = spatial_of(layer.attributes)
         rows = image_rows(out, geometry.out_hw[1])
         groups = int(layer.attributes["groups"])
-        return conv(values, x[0].offset[2], weight, geometry, groups, rows, self.workers)
+        origins = tuple(b.origin for b in x)
+        known = None if None in origins else (layer.name, rows, origins)
+        return conv(
+            values, x[0].offset[2], weight, geometry, groups, rows, workers=self.workers, patches=self._patches, origin=known
+        )  # fmt: skip
 
     def _attention(
         self, layer: Layer, reads: Reads, out: TensorBox, heads: int, form: Format, factor: float

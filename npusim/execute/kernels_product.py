@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npusim.execute.blocks import Array, aligned_copy, aligned_empty, scratch, split_heads
-from npusim.execute.workers import INLINE, MAC_OPERATIONS, Workers
+from npusim.execute.workers import COPY_OPERATIONS, INLINE, MAC_OPERATIONS, Workers
 
-#: Elements of one patch matrix; convolutions of larger bands go through it in several strips.
-PATCH_ELEMENTS_MAX = 1 << 22
+#: Elements of one matrix of patches; convolutions of larger bands go through several.
+PATCH_ELEMENTS_MAX = 1 << 23
+#: Products are cut at multiples of this many rows or columns: BLAS is slow on less.
+VECTOR = 32
 
 
 class Spatial(NamedTuple):
@@ -43,13 +46,26 @@ def linear(x: Array, weight: Array, workers: Workers = INLINE) -> Array:
     batch, heads, rows, depth = x.shape
     outputs = weight.shape[2]
     result = aligned_empty((batch * heads * rows, outputs), weight.dtype)
-    left, right = x.reshape(batch * heads * rows, depth), weight[0, 0].T
-
-    def part(at: slice) -> None:
-        np.matmul(np.asarray(left[at], dtype=weight.dtype), right, out=result[at])
-
-    workers.share(len(left), MAC_OPERATIONS * result.size * depth, part)
+    _product(x.reshape(batch * heads * rows, depth), weight[0, 0], result, workers)
     return result.reshape(batch, heads, rows, outputs)
+
+
+def _product(left: Array, weight: Array, out: Array, workers: Workers) -> None:
+    """left [rows, k] times weight [n, k], transposed, into [rows, n]; shared along the longer side of `out`."""
+    operations = MAC_OPERATIONS * out.size * left.shape[1]
+    if len(left) >= len(weight):
+
+        def rows(at: slice) -> None:
+            np.matmul(np.asarray(left[at], dtype=weight.dtype), weight.T, out=out[at])
+
+        workers.share(len(left), operations, rows, step=VECTOR)
+        return
+    wide = np.asarray(left, dtype=weight.dtype)
+
+    def columns(at: slice) -> None:
+        np.matmul(wide, weight[at].T, out=out[:, at])
+
+    workers.share(len(weight), operations, columns, step=VECTOR)
 
 
 def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool, workers: Workers = INLINE) -> Array:
@@ -60,19 +76,42 @@ def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool, workers:
         y: keys [.., outputs, k] if `y_rows_are_outputs`, else values [.., k, outputs], heads stored in either way.
     """
     left, right = split_heads(x, heads), split_heads(y, heads)
-    right = right.transpose(0, 1, 3, 2) if y_rows_are_outputs else right
+    right = right if y_rows_are_outputs else right.transpose(0, 1, 3, 2)
     batch, _, rows, depth = left.shape
-    result = aligned_empty((batch, heads, rows, right.shape[3]), x.dtype)
+    result = aligned_empty((batch, heads, rows, right.shape[2]), x.dtype)
+    if heads == 1:
+        for image in range(batch):
+            _product(left[image, 0], right[image, 0], result[image, 0], workers)
+        return result
 
     def part(at: slice) -> None:
-        np.matmul(left[:, at], right[:, at], out=result[:, at])
+        np.matmul(left[:, at], right[:, at].transpose(0, 1, 3, 2), out=result[:, at])
 
-    def rows_of_one(at: slice) -> None:
-        np.matmul(left[:, :, at], right, out=result[:, :, at])
-
-    operations = MAC_OPERATIONS * result.size * depth
-    workers.share(*((heads, operations, part) if heads > 1 else (rows, operations, rows_of_one)))
+    workers.share(heads, MAC_OPERATIONS * result.size * depth, part)
     return result
+
+
+class Patches:
+    """The windows of the last convolution as a matrix, kept for the next one that reads the same pixels."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._bytes = aligned_empty((0,), np.uint8)
+
+    def matrix(
+        self, key: Hashable, shape: tuple[int, ...], dtype: Any, fill: Callable[[Array], None]
+    ) -> Array:
+        """The matrix that `fill` makes, or made last time under the same key (None: of nothing known)."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        if len(self._bytes) < size:
+            self._bytes = aligned_empty((size,), np.uint8)
+            self._key = None
+        found: Array = np.ndarray(shape, dtype, self._bytes)
+        if key is None or key != self._key:
+            self._key = None
+            fill(found)
+            self._key = key
+        return found
 
 
 def conv(
@@ -82,7 +121,10 @@ def conv(
     geometry: Spatial,
     groups: int,
     out_rows: tuple[int, int],
+    *,
     workers: Workers = INLINE,
+    patches: Patches | None = None,
+    origin: Hashable = None,
 ) -> Array:
     """A band of a convolution, channels last, in the weight's type.
 
@@ -90,29 +132,46 @@ def conv(
         x: [b, 1, rows, c]: whole image rows from storage row `first_row` on.
         weight: [1, 1, n, kernel_h * kernel_w * c / groups].
         out_rows: (first, past the last) output image row of the band.
+        patches: keeps the windows of `x`; `origin` says what they were made of.
 
     Returns:
         [b, 1, (out rows) * out_w, n].
     """
-    if geometry.is_pointwise and groups == 1:
-        start = out_rows[0] * geometry.out_hw[1] - first_row
-        stop = out_rows[1] * geometry.out_hw[1] - first_row
-        return linear(x[:, :, start:stop], weight, workers)
     out_w = geometry.out_hw[1]
-    outputs, depth = weight.shape[2:]
-    rows = out_rows[1] - out_rows[0]
+    if geometry.is_pointwise and groups == 1:
+        return linear(
+            x[:, :, out_rows[0] * out_w - first_row : out_rows[1] * out_w - first_row], weight, workers
+        )
+    rows, (outputs, depth) = out_rows[1] - out_rows[0], weight.shape[2:]
     result = aligned_empty((x.shape[0], 1, rows * out_w, outputs), weight.dtype)
-    patch_row = max(1, out_w * geometry.kernel[0] * geometry.kernel[1] * x.shape[3])
+    elements = rows * out_w * prod(geometry.kernel) * x.shape[3]
 
-    for image in range(x.shape[0]):
+    def band(image: int, at: slice) -> Array:
+        wanted = (out_rows[0] + at.start, out_rows[0] + at.stop)
+        return windows(x[image, 0], first_row, geometry, wanted, 0, weight.dtype)
 
-        def part(at: slice, image: int = image) -> None:
-            band = (out_rows[0] + at.start, out_rows[0] + at.stop)
-            patches = windows(x[image, 0], first_row, geometry, band, 0, weight.dtype)
-            _grouped(patches, weight[0, 0], groups, result[image, 0, at.start * out_w : at.stop * out_w])
+    if groups > 1 or x.shape[0] * elements > PATCH_ELEMENTS_MAX:
+        for image in range(x.shape[0]):
 
-        operations = MAC_OPERATIONS * rows * out_w * outputs * depth
-        workers.share(rows, operations, part, least_parts=-(-rows * patch_row // PATCH_ELEMENTS_MAX))
+            def strip(at: slice, image: int = image) -> None:
+                target = result[image, 0, at.start * out_w : at.stop * out_w]
+                _grouped(band(image, at), weight[0, 0], groups, target)
+
+            operations = MAC_OPERATIONS * rows * out_w * outputs * depth
+            workers.share(rows, operations, strip, least_parts=-(-elements // PATCH_ELEMENTS_MAX))
+        return result
+
+    def fill(found: Array) -> None:
+        for image in range(x.shape[0]):
+
+            def copy(at: slice, image: int = image) -> None:
+                found[image, at] = band(image, at)
+
+            workers.share(rows, COPY_OPERATIONS * elements, copy)
+
+    shape = (x.shape[0], rows, out_w, *geometry.kernel, x.shape[3])
+    matrix = (patches or Patches()).matrix(origin, shape, weight.dtype, fill)
+    _product(matrix.reshape(-1, depth), weight[0, 0], result.reshape(-1, outputs), workers)
     return result
 
 

@@ -10,17 +10,27 @@ import numpy as np
 
 from npusim.execute.blocks import Array
 from npusim.execute.kernels_product import Spatial, windows
+from npusim.execute.workers import ELEMENT_OPERATIONS, INLINE, Workers
 from npusim.graph import Shape4
 from npusim.lower.geometry import resize_taps
 
 
-def softmax(x: Array, *, zero_if_masked: bool = False) -> Array:
+def softmax(x: Array, *, zero_if_masked: bool = False, workers: Workers = INLINE) -> Array:
     """Each row's exponentials over their sum; a row that is all minus infinity (masked) gives NaN, or zeros on request."""
-    with np.errstate(invalid="ignore"):
-        shifted: Array = x - x.max(axis=3, keepdims=True)
-        np.exp(shifted, out=shifted)
-        shifted /= shifted.sum(axis=3, keepdims=True)
-    return np.nan_to_num(shifted, copy=False, nan=0.0) if zero_if_masked else shifted
+    rows = x.reshape(-1, x.shape[3])
+    result = np.empty_like(rows)
+
+    def part(at: slice) -> None:
+        shifted = result[at]
+        with np.errstate(invalid="ignore"):
+            np.subtract(rows[at], rows[at].max(axis=1, keepdims=True), out=shifted)
+            np.exp(shifted, out=shifted)
+            shifted /= shifted.sum(axis=1, keepdims=True)
+        if zero_if_masked:
+            np.nan_to_num(shifted, copy=False, nan=0.0)
+
+    workers.share(len(rows), ELEMENT_OPERATIONS * x.size, part)
+    return result.reshape(x.shape)
 
 
 def layer_norm(x: Array, scale: Array | None, bias: Array | None, epsilon: float) -> Array:

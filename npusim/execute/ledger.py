@@ -7,6 +7,8 @@ that none of its own is ever found again by mistake.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,7 @@ class Ledger:
         self._live: dict[int, tuple[int, int]] = {}
         self._sole: dict[int, int] = {}
         self._broken: dict[int, int] = {}
+        self._changes: Counter[int] = Counter()
 
     def sole_writer(self, buffer: int) -> int | None:
         """The access that wrote the whole place, if nothing touched its bytes since."""
@@ -35,10 +38,15 @@ class Ledger:
         """The access that overwrote the whole place, or None if the place was never written."""
         return self._broken.get(buffer)
 
+    def changes(self, buffer: int) -> int:
+        """How often anything was written over bytes of the place."""
+        return self._changes[buffer]
+
     def write(self, buffer: int, place: Place, places: dict[int, Place], access: int, *, whole: bool) -> bool:
         """Note a write; True if its granules must be marked in the shadow."""
         start, end = place.start, place.end
         touched = [b for b, (low, high) in self._live.items() if low < end and start < high and b != buffer]
+        self._changes.update((buffer, *touched))
         if whole and all(start <= self._live[b][0] and self._live[b][1] <= end for b in touched):
             self._keep_whole(buffer, place, places, access, touched)
             return False
@@ -55,6 +63,7 @@ class Ledger:
         self._live.pop(buffer, None)
         self._sole.pop(buffer, None)
         self._broken.pop(buffer, None)
+        self._changes.pop(buffer, None)
 
     def _keep_whole(
         self, buffer: int, place: Place, places: dict[int, Place], access: int, touched: list[int]

@@ -139,8 +139,6 @@ class _Run:
         self._first: list[int] = np.searchsorted(accesses.command, np.arange(len(program) + 1)).tolist()
         self._mode, self._operand = accesses.mode.tolist(), accesses.operand.tolist()
         self._names = [program.tensors.name[t] for t in program.buffers.tensor[accesses.buffer].tolist()]
-        self._offset = [tuple(o) for o in accesses.offset.tolist()]
-        self._shape = [tuple(s) for s in accesses.shape.tolist()]
         commands = program.commands
         self._opcode, self._layer, self._heads = (
             c.tolist() for c in (commands.opcode, commands.layer, commands.batch)
@@ -214,7 +212,7 @@ class _Run:
 
     def _block(self, access: int) -> Block:
         values = self.memory.read(access)
-        return Block(self._names[access], self._offset[access], values, self.memory.origin(access))
+        return Block(self._names[access], self.memory.offset[access], values, self.memory.origin(access))
 
     def _box(self, access: int) -> TensorBox:
-        return TensorBox(self._names[access], self._offset[access], self._shape[access])
+        return TensorBox(self._names[access], self.memory.offset[access], self.memory.shape[access])

@@ -58,7 +58,8 @@ def _elementwise(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Ar
 
 
 def _softmax(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:
-    return softmax(run.value(reads[X]), zero_if_masked=bool(layer.attributes.get("zero_if_masked")))
+    guarded = bool(layer.attributes.get("zero_if_masked"))
+    return softmax(run.value(reads[X]), zero_if_masked=guarded, workers=run.workers)
 
 
 def _layer_norm(run: Compute, layer: Layer, reads: Reads, out: TensorBox) -> Array:

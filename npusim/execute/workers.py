@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-#: Least arithmetic of a part (a fraction of a millisecond), and most parts of one kernel (our choice).
-PART_OPERATIONS = 6_000_000
-PARTS_MAX = 16
-#: What one multiply-accumulate of a product, and one element of a vector function, count for (measured, roughly).
-MAC_OPERATIONS, ELEMENT_OPERATIONS = 1, 64
+#: A kernel of less arithmetic than this stays whole (a tenth of a millisecond); one of more is cut in two, and in more if each part
+#: is much larger, since BLAS is slower on thin parts (our choice, measured).
+WHOLE_OPERATIONS, PART_OPERATIONS = 5_000_000, 24_000_000
+PARTS_MAX = 8
+#: What one multiply-accumulate, one copied element and one element of a vector function count for (measured, roughly).
+MAC_OPERATIONS, COPY_OPERATIONS, ELEMENT_OPERATIONS = 1, 16, 64
 
 Result = TypeVar("Result")
 Work = Callable[[slice], None]
@@ -33,15 +34,18 @@ class Workers:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, "npusim") if threads > 1 else None
 
-    def share(self, rows: int, operations: int, work: Work, *, least_parts: int = 1) -> None:
+    def share(self, rows: int, operations: int, work: Work, *, least_parts: int = 1, step: int = 1) -> None:
         """Call `work` on slices that cover `rows`, several at a time.
 
         Args:
             operations: size of the whole kernel, see `MAC_OPERATIONS`.
             least_parts: a lower bound, where a part's working memory is limited.
+            step: parts begin at multiples of this.
         """
-        count = min(max(1, rows), max(least_parts, min(PARTS_MAX, operations // PART_OPERATIONS)))
-        cuts = [rows * i // count for i in range(count + 1)]
+        steps = max(1, rows // step)
+        wanted = min(PARTS_MAX, max(2, operations // PART_OPERATIONS)) if operations > WHOLE_OPERATIONS else 1
+        count = min(steps, max(least_parts, wanted))
+        cuts = [*(steps * i // count * step for i in range(count)), rows]
         slices = iter([slice(low, high) for low, high in pairwise(cuts)])
         others = min(self.threads, count) - 1
         futures = [self._pool.submit(_drain, slices, work) for _ in range(others)] if self._pool else []
