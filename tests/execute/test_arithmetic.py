@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from npusim.errors import BadInputError
 from npusim.execute.functions import erf
-from npusim.execute.kernels_product import Spatial, conv, linear, matmul
+from npusim.execute.kernels_product import Patches, Spatial, conv, linear, matmul
+from npusim.execute.workers import Workers
 from npusim.quantize import (
     AccumulatorOverflowError,
     Format,
@@ -129,6 +130,37 @@ def test_integer_linear_maps_and_attention_products_equal_the_oracle(
     beside = q.transpose(0, 2, 1, 3).reshape(1, 1, rows, heads * depth)
     scores = matmul(beside.astype(np.float64), k.astype(np.float64), heads, y_rows_are_outputs=True)
     np.testing.assert_array_equal(scores, np.einsum("bhqd,bhkd->bhqk", q, k))
+
+
+def test_kept_windows_serve_only_the_pixels_that_they_were_made_of() -> None:
+    draw = np.random.default_rng(5)
+    geometry = Spatial((6, 6), (6, 6), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    one, other = (draw.integers(-9, 9, (1, 1, 36, 4)).astype(np.float64) for _ in range(2))
+    weight = draw.integers(-9, 9, (1, 1, 5, 36)).astype(np.float64)
+    patches = Patches()
+    for x, origin in ((one, "one"), (one, "one"), (other, "other"), (one, None), (other, None), (one, "one")):
+        found = conv(x, 0, weight, geometry, 1, (0, 6), patches=patches, origin=origin)
+        assert np.array_equal(found, conv(x, 0, weight, geometry, 1, (0, 6)))
+    made = []
+    for key in ("a", "a", "b", None, None):
+        patches.matrix(key, (2, 2), np.float64, lambda found, key=key: made.append(key))
+    assert made == ["a", "b", None, None]
+
+
+@given(
+    rows=st.integers(0, 300),
+    operations=st.integers(0, 10**9),
+    step=st.sampled_from([1, 32]),
+    least=st.integers(1, 9),
+)
+@settings(max_examples=200, deadline=None)
+def test_parts_of_a_kernel_cover_each_row_once_and_begin_at_steps(
+    rows: int, operations: int, step: int, least: int
+) -> None:
+    parts: list[slice] = []
+    Workers().share(rows, operations, parts.append, least_parts=least, step=step)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(rows))
+    assert all(part.start % step == 0 for part in parts)
 
 
 def test_the_widest_sums_of_the_paper_are_exact() -> None:
