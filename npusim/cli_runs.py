@@ -178,13 +178,13 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def _print_losses(layers: Sequence[LayerLoss]) -> None:
-    """The layers after which the relative noise has grown most."""
-    worst = sorted((x for x in layers if x.own_noise_db > 0), key=lambda x: -x.own_noise_db)[:5]
+    """The layers that add most noise, as the page orders them."""
+    worst = sorted((x for x in layers if x.noise_added > 0), key=lambda x: -x.noise_added)[:5]
     if worst:
-        typer.echo("layers that lose most (noise added, SQNR after):")
+        typer.echo("layers that lose most (noise added as a share of the signal's power, SQNR after):")
     for loss in worst:
         typer.echo(
-            f"  {loss.own_noise_db:6.1f} dB  {loss.closeness.sqnr_db:6.1f} dB  {loss.op:10} {loss.name}"
+            f"  {100 * loss.noise_added:8.3g} %  {loss.closeness.sqnr_db:6.1f} dB  {loss.op:10} {loss.name}"
         )
 
 

@@ -30,6 +30,14 @@ class LayerLoss:
     closeness: Closeness
     own_noise_db: float
 
+    @property
+    def noise_added(self) -> float:
+        """By how much the noise, as a share of the signal's power, is larger after the layer than before it; 0 where it is not."""
+        after = self.closeness.sqnr_db
+        if not np.isfinite(after):  # equal to FP32
+            return 0.0
+        return float(max(0.0, 10 ** (-after / 10) - 10 ** (-(after + self.own_noise_db) / 10)))
+
 
 def compare_layers(
     graph: Graph, numbers: Numbers, inputs: Mapping[str, Array], *, accumulator_bits: int = 64
@@ -56,8 +64,3 @@ def _losses(graph: Graph, reference: Untiled, quantized: Untiled) -> Iterator[La
         levels[layer.output] = close.sqnr_db
         own = min(before, 120.0) - close.sqnr_db
         yield LayerLoss(name=layer.name, op=layer.op, closeness=close, own_noise_db=own)
-
-
-def worst_layer(losses: list[LayerLoss]) -> LayerLoss | None:
-    """The layer after which the relative noise has grown most."""
-    return max(losses, key=lambda loss: loss.own_noise_db, default=None)

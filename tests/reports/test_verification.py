@@ -12,6 +12,7 @@ import pytest
 from npusim import api, cli
 from npusim.deployment import open_deployment, run_directory
 from npusim.reports.page import report_html
+from npusim.reports.quantization import noise_added
 from npusim.run_directory import load_summary
 from npusim.verification import as_json, record, simulated
 
@@ -49,6 +50,14 @@ def test_verifying_writes_every_layer_and_puts_it_on_the_page(
     assert data["layers"]["sqnr_db"] == [x["sqnr_db"] for x in found["layers"]]
     (output,) = found["outputs"].values()
     assert f"SQNR {output['sqnr_db']:.1f} dB" in shown
+    listed = [
+        line.split()[-1]
+        for line in shown.split("layers that lose most")[1].splitlines()[1:]
+        if " dB " in line
+    ]
+    heaviest = sorted(found["layers"], key=lambda x: -noise_added(x))
+    assert listed == [x["name"] for x in heaviest[: len(listed)]]
+    assert listed
 
 
 def test_a_run_equal_to_fp32_is_null_in_json(profiled: tuple[Path, Path]) -> None:
