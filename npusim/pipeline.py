@@ -112,7 +112,7 @@ def profile_pipeline(
     profiles = []
     for network in asked.pipeline.network:
         with stage(f"planning and simulating {network.name}", quiet=quiet):
-            profiles.append(_profiled(asked, network, described, policy))
+            profiles.append(profile_network(asked, network, described, policy))
     return PipelineProfile(
         specification=asked,
         npu=described,
@@ -131,8 +131,12 @@ def changed(given: Specification, changes: Mapping[str, Any], steps: int | None)
     return Specification(pipeline=pipeline, where=given.where, folder=given.folder, text=given.text)
 
 
-def _profiled(given: Specification, network: Network, npu: Npu, policy: Policy) -> Profile:
-    """One network, planned and simulated; problems are told with its name."""
+def profile_network(given: Specification, network: Network, npu: Npu, policy: Policy) -> Profile:
+    """One network, planned and simulated; problems are told with its name.
+
+    Raises:
+        BadInputError, HardwareError: see `profile_pipeline`.
+    """
     try:
         found = api.profile(
             network_graph(given, network), npu=npu, policy=policy, tiles=network.tiles, segments=network.segments,

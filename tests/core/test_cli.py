@@ -222,7 +222,12 @@ def test_a_broken_model_is_refused_in_one_sentence(
         (("profile", "net.onnx", "--fast"), "No such option"),
         (("npu", "show", "nothing"), "no such hardware"),
         (("reproduce", "thesis"), "allowed are edgefusion"),
-        (("reproduce", "edgefusion", "--table", "5"), "--table is 5; allowed are 6, 7"),
+        (("reproduce", "edgefusion", "--table", "4"), "--table is 4; allowed are 5, 6, 7"),
+        (
+            ("reproduce", "edgefusion", "--table", "5", "--device", "tpu"),
+            "--device is 'tpu'; allowed are cuda",
+        ),
+        (("reproduce", "edgefusion", "--device", "cuda"), "--device is for Table 5"),
         (("dream",), "No such command"),
     ],
 )
