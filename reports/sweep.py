@@ -95,7 +95,7 @@ def _figures(page: SweepPage) -> tuple[dict[str, Any], list[str]]:
 
 _PARALLEL = (
     "One line a point, through its place on each axis and its figures (logarithmic; of several networks, each over the least of its own). "
-    "Darker is better in the first objective. A click on a dot chooses its point."
+    "Vermilion: the best sixth of a network in the first objective; orange: the second. A click on a dot chooses its point."
 )
 
 

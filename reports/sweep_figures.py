@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SRAM, LATENCY = "sram.sram_bytes", "latency_ms"
 #: Networks in order (Okabe and Ito, 2008), then again.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B5EA7", "#8A8A8A")
-#: Shades of the lines of parallel coordinates, from the best to the worst.
-SHADES = ("#08306b", "#08519c", "#2171b5", "#4292c6", "#6baed6", "#9ecae1")
+#: Colours of the lines of parallel coordinates, from the best to the worst; seen on light and on dark ground.
+SHADES = ("#D55E00", "#E69F00", "#7d93a6", "#8d9daa", "#9aa5ae", "#a6adb3")
 _LABELS = {
     LATENCY: "latency (ms)", "serial_latency_ms": "serial latency (ms)", "decoupled_latency_ms": "decoupled latency (ms)",
     "energy_mj": "energy (mJ)", "dram_bytes": "DRAM traffic (MB)", "dram_read_bytes": "DRAM read (MB)",
@@ -238,11 +238,11 @@ def sensitivity_figure(page: SweepPage) -> tuple[Figure | None, str]:
             "hovertemplate": plain(network) + ", %{y}<br>%{hovertext}<extra></extra>", "cliponaxis": False,
         })  # fmt: skip
     drawn = layout(
-        x="latency at the worst value / at the best",
+        x="worst over best",
         y="",
         height=140 + 34 * len(page.axes) * max(1, len(traces)),
     )
-    drawn["xaxis"] |= {"rangemode": "tozero"}
+    drawn["xaxis"] |= {"range": [0, 1.18 * max(max(t["x"]) for t in traces)]}
     drawn["yaxis"] |= {"autorange": "reversed"}
     note = "Geometric mean of the latency over all other axes at each value; the bar is its largest over its smallest."
     if page.sampled:
@@ -293,7 +293,7 @@ def _bundle(page: SweepPage, indices: Sequence[int], places: Sequence[Sequence[f
         keys += [page.points[i].key] * (len(places) + 1)
     return {
         "type": "scatter", "mode": "lines+markers", "x": x, "y": y, "customdata": keys, "connectgaps": False, "hoverinfo": "none",
-        "line": {"color": SHADES[shade], "width": 1}, "marker": {"size": 4}, "opacity": 0.9 if shade < 2 else 0.5,
+        "line": {"color": SHADES[shade], "width": 1}, "marker": {"size": 4}, "opacity": 0.9 if shade < 2 else 0.35,
     }  # fmt: skip
 
 

@@ -81,7 +81,9 @@ class Runner:
     timed: frozenset[str] = frozenset()
     _engine: Engine | None = None
     _seconds: dict[str, float] = field(default_factory=dict)
-    _out: dict[str, Point] = field(default_factory=dict)
+    _out: dict[str, list[Point]] = field(
+        default_factory=dict
+    )  # points of one key: the first is computed, all get its row
     _waiting: list[Point] = field(default_factory=list)
 
     @property
@@ -121,12 +123,16 @@ class Runner:
                 if len(known) >= 500:
                     self._join(known)
                 continue
-            if point.key in self._out or point.key in self.progress.crashed:
+            if point.key in self._out:
+                self._out[point.key].append(point)
+                continue
+            if point.key in self.progress.crashed:
                 continue
             if batch and (point.network is not batch[0].network or len(batch) >= self._most(point)):
                 yield from self._claimed(batch)
                 batch = []
             batch.append(point)
+            self._out[point.key] = [point]
         self._join(known)
         yield from self._claimed(batch)
 
@@ -137,9 +143,10 @@ class Runner:
     def _claimed(self, batch: Sequence[Point]) -> Iterator[tuple[LoadedNetwork, Sequence[Task]]]:
         ours = self.store.claim([p.key for p in batch])
         mine = [p for p in batch if p.key in ours]
-        self._waiting += [p for p in batch if p.key not in ours]
+        for point in batch:
+            if point.key not in ours:
+                self._waiting += self._out.pop(point.key)
         if mine:
-            self._out |= {p.key: p for p in mine}
             yield mine[0].network, [p.task for p in mine]
 
     def _join(self, known: list[Point]) -> None:
@@ -149,8 +156,12 @@ class Runner:
         known.clear()
 
     def _keep(self, outcomes: Sequence[Outcome]) -> None:
-        done = [(self._out.pop(o.task.key), o) for o in outcomes]
+        points = [self._out.pop(o.task.key) for o in outcomes]
+        done = [(same[0], o) for same, o in zip(points, outcomes, strict=True)]
         self.progress.twice += self.store.add(self.sweep, done)
+        self.store.join(
+            self.sweep, [p for same, o in zip(points, outcomes, strict=True) if o.row for p in same[1:]]
+        )
         for point, outcome in done:
             if outcome.row is None:
                 self.progress.crashed[point.key] = outcome.error
@@ -158,7 +169,7 @@ class Runner:
                 self.progress.computed += 1
                 before = self._seconds.setdefault(_class(point), outcome.seconds)
                 self._seconds[_class(point)] = 0.8 * before + 0.2 * outcome.seconds
-        self.advance(len(done))
+        self.advance(sum(map(len, points)))
 
 
 def _class(point: Point) -> str:

@@ -28,7 +28,8 @@ create table if not exists members (
     sweep text, number integer, key text not null, axes text not null, primary key (sweep, number)
 ) without rowid;
 create table if not exists timings (
-    key text primary key, model_sha256 text, tiles text, segments text, code_sha256 text, seconds real, finished_at real
+    key text primary key, model_sha256 text, tiles text, segments text, code_sha256 text, seconds real, processor_s real,
+    finished_at real
 ) without rowid;
 create table if not exists sweeps (sweep text primary key, spec text not null, code_sha256 text not null) without rowid;
 create table if not exists owners (owner text primary key, host text not null, pid integer not null, seen real not null) without rowid;
@@ -127,7 +128,7 @@ class Store:
         ).rowcount
         self.db.execute("insert or ignore into hardware values (?, ?)", (task.npu_sha256, task.npu))
         self.db.execute(
-            "insert or ignore into timings values (?, ?, ?, ?, ?, ?, ?)",
+            "insert or ignore into timings values (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 task.key,
                 task.model_sha256,
@@ -135,6 +136,7 @@ class Store:
                 task.segments,
                 row["code_sha256"],
                 outcome.seconds,
+                outcome.processor_s,
                 time.time(),
             ),
         )
