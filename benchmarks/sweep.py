@@ -1,4 +1,4 @@
-"""What a sweep costs beside its points: `python benchmarks/sweep.py [POINTS]`.
+"""What a sweep costs beside its points: `python benchmarks/sweep.py [STEPS]`.
 
 Prints processor time per point, that of the points themselves and of the engine around them, and the gain of a
 second worker. One transformer block (1024 x 640, 8 heads), the
@@ -22,13 +22,9 @@ SPEC = """
 networks = ["block.onnx"]
 [axes]
 tiles = "sram"
-"sram.sram_bytes" = { range = { from = 1048576, to = 16777216, steps = 25, scale = "log" } }
-"vector_engine.lanes" = { range = { from = 16, to = 64, steps = 20 } }
-bandwidth = { keys = ["dram.dram_shared_bytes_per_s", "dma.channel_bytes_per_s"], range = { from = 14e9, to = 67e9, steps = 20 } }
-[search]
-method = "random"
-trials = POINTS
-batch = POINTS
+"sram.sram_bytes" = { range = { from = 1048576, to = 16777216, steps = 5, scale = "log" } }
+"vector_engine.lanes" = { range = { from = 16, to = 64, steps = STEPS } }
+bandwidth = { keys = ["dram.dram_shared_bytes_per_s", "dma.channel_bytes_per_s"], range = { from = 14e9, to = 67e9, steps = STEPS } }
 """
 
 
@@ -38,10 +34,10 @@ def processor_s() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def run(folder: Path, points: int, jobs: int) -> tuple[float, float, float, int]:
-    """Of a sweep with a store of its own: processor seconds in all, those of its points, seconds, and points."""
-    spec = folder / f"s{points}.toml"
-    spec.write_text(SPEC.replace("POINTS", str(points)), "utf-8")
+def run(folder: Path, steps: int, jobs: int) -> tuple[float, float, float, int]:
+    """Of a sweep of 5 x steps x steps points: processor seconds in all, those of its points, seconds, and points."""
+    spec = folder / f"s{steps}.toml"
+    spec.write_text(SPEC.replace("STEPS", str(steps)), "utf-8")
     began, used = time.perf_counter(), processor_s()
     with tempfile.TemporaryDirectory() as out:
         sweep = open_sweep(spec, Path(out))
@@ -64,14 +60,12 @@ def block() -> bytes:
     return data
 
 
-def main(points: int) -> None:
+def main(steps: int) -> None:
     """Print the figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "block.onnx").write_bytes(block())
-        few = run(folder, points // 10, 2)
-        many = run(folder, points, 2)
-        single = run(folder, points, 1)
+        few, many, single = run(folder, 2, 2), run(folder, steps, 2), run(folder, steps, 1)
     count = many[3] - few[3]
     whole, own = ((many[i] - few[i]) / count for i in (0, 1))
     print(
@@ -84,4 +78,4 @@ def main(points: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 400)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)

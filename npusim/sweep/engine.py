@@ -15,6 +15,12 @@ from npusim.sweep.space import LoadedNetwork
 
 #: How long a scheduler may take to answer, and its first worker to come.
 CONNECT_S, FIRST_WORKER_S = 10, 30
+#: Nobody looks at the dashboard of a cluster of ours: no sampling of stacks, and few ticks.
+_QUIET_CLUSTER = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+}
 _ADDRESS = r"([a-z]+://)?[^\s/]+:\d{1,5}"
 
 
@@ -121,12 +127,14 @@ def open_engine(scheduler: str | None, jobs: int) -> Iterator[Engine]:
         MissingExtraError: distributed is not installed.
     """
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise MissingExtraError("distributed", "sweep") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it, we say
     if scheduler is None:
         with (
+            dask.config.set(_QUIET_CLUSTER),
             LocalCluster(
                 n_workers=jobs,
                 threads_per_worker=1,

@@ -165,8 +165,7 @@ def changed(npu: Npu, changes: Mapping[str, Value]) -> Npu | HardwareError:
         moved = with_values(npu, changes)
     except HardwareError as error:
         return error
-    before, after = dict(paths_of(npu)), dict(paths_of(moved))
-    sources = {_source_path(p): SWEPT for p in changes if before.get(p) != after.get(p)}
+    sources = {_source_path(p): SWEPT for p in changes if _value_at(npu, p) != _value_at(moved, p)}
     return moved.model_copy(update={"sources": {**moved.sources, **sources}}) if sources else moved
 
 
@@ -184,6 +183,17 @@ def paths_of(npu: Npu) -> Iterator[tuple[str, object]]:
             yield path, value
 
     yield from walk("", npu.model_dump(exclude={"sources", "name", "title"}))
+
+
+def _value_at(npu: Npu, path: str) -> object:
+    """The value at a key path."""
+    found: object = npu
+    for name in path.split("."):
+        if isinstance(found, tuple):
+            found = next(entry for entry in found if entry.kind == name)
+        else:
+            found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+    return found
 
 
 def _source_path(path: str) -> str:
