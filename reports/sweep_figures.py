@@ -225,13 +225,15 @@ def sensitivity_figure(page: SweepPage) -> tuple[Figure | None, str]:
     """For each axis and network: by what factor latency moves between the axis's worst and best value; and how that is counted."""
     if not page.axes or not page.points:
         return None, ""
-    traces = []
+    traces: list[Figure] = []
+    widest = 1.0
     for network in page.networks:
         factors, texts = [], []
         for axis in page.axes:
             effect = main_effect(page, network, axis, LATENCY)
             factors.append(max(effect.values()) / min(effect.values()) if effect else 1.0)
             texts.append("<br>".join(f"{plain(_shown(axis, v))}: {e:,.4g} ms" for v, e in effect.items()))
+        widest = max(widest, *factors)
         traces.append({
             "type": "bar", "orientation": "h", "name": plain(network), "y": [plain(a) for a in page.axes], "x": factors, "hovertext": texts,
             "marker": {"color": colour_of(page, network)}, "text": [f"{f:.3g}×" for f in factors], "textposition": "outside",
@@ -242,7 +244,7 @@ def sensitivity_figure(page: SweepPage) -> tuple[Figure | None, str]:
         y="",
         height=140 + 34 * len(page.axes) * max(1, len(traces)),
     )
-    drawn["xaxis"] |= {"range": [0, 1.18 * max(max(t["x"]) for t in traces)]}
+    drawn["xaxis"] |= {"range": [0, 1.18 * widest]}
     drawn["yaxis"] |= {"autorange": "reversed"}
     note = "Geometric mean of the latency over all other axes at each value; the bar is its largest over its smallest."
     if page.sampled:

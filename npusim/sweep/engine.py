@@ -144,6 +144,9 @@ def open_engine(scheduler: str | None, jobs: int) -> Iterator[Engine]:
             ) as cluster,
             Client(cluster) as client,
         ):
+            from npusim.sweep.worker import LeaveInterruptsToTheClient
+
+            client.register_plugin(LeaveInterruptsToTheClient())
             yield Engine(client, cluster.scheduler_address)
         return
     if not re.fullmatch(_ADDRESS, scheduler):

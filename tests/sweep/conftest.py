@@ -111,17 +111,12 @@ def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
     """`npusim sweep`, running."""
     with (folder / "client.log").open("wb") as log:
         return subprocess.Popen(
-            [*MAIN, "sweep", *arguments],
-            cwd=folder,
-            env=environment(),
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-        )
+            [*MAIN, "sweep", *arguments], cwd=folder, env=environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, **more
+        )  # fmt: skip
 
 
 def query(store: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:

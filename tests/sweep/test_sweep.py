@@ -135,6 +135,24 @@ def test_two_clients_share_a_grid_and_none_computes_what_the_other_does(folder: 
     assert sum(shares) == len(query(folder / "o" / STORE, "select key from points")) == 40
 
 
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(folder: Path) -> None:
+    """Ctrl-C in a terminal reaches the client and its workers."""
+    write(folder, SLOW)
+    client = start(folder, "s.toml", "--out", "o", "--jobs", "1", start_new_session=True)
+    until(lambda: len(query(folder / "o" / STORE, "select key from points")) >= 3, "the first points")
+    os.killpg(client.pid, signal.SIGINT)
+    assert client.wait() == 130
+    kept = len(query(folder / "o" / STORE, "select key from points"))
+    told = (folder / "client.log").read_text().splitlines()
+    assert (
+        told[-2]
+        == f"npusim: {kept} points are kept in o/points.sqlite; go on with: npusim sweep s.toml --resume --out o"
+    )
+    assert told[-1].startswith("npusim: interrupted")
+    assert len(told) == 4, told
+    assert query(folder / "o" / STORE, "select * from claims") == []
+
+
 # ---- refusals -----------------------------------------------------------------------------------------------------------
 
 
