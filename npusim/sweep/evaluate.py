@@ -175,7 +175,8 @@ def _value(cell: Cell) -> Any:
 
 @contextmanager
 def _rarely_collected() -> Iterator[None]:
-    """Planning makes many small objects and hardly a cycle: cycles are collected between batches."""
+    """Planning makes many small objects and hardly a cycle: cycles are collected between batches, among what batches made."""
+    _freeze()
     was = gc.isenabled()
     gc.disable()
     try:
@@ -183,3 +184,9 @@ def _rarely_collected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+@cache
+def _freeze() -> None:
+    """Modules and the like stay for good: no collection looks at them again."""
+    gc.freeze()

@@ -19,8 +19,8 @@ from npusim.sweep.space import LoadedNetwork, Point, Space, open_space
 from npusim.sweep.spec import load_spec
 from npusim.sweep.store import STORE, Store
 
-#: A batch is as many points as take about this long: long against the scheduler's work for it, short against what a kill loses.
-BATCH_S, MOST_IN_BATCH = 0.4, 64
+#: A batch is as many points as take a processor for so long: long against the scheduler's work for it, short against what a kill loses.
+BATCH_S, MOST_IN_BATCH = 0.5, 64
 #: More points than this are asked for once more.
 MANY = 100_000
 #: While another client computes what is missing, the store is looked at this often.
@@ -167,8 +167,8 @@ class Runner:
                 self.progress.crashed[point.key] = outcome.error
             else:
                 self.progress.computed += 1
-                before = self._seconds.setdefault(_class(point), outcome.seconds)
-                self._seconds[_class(point)] = 0.8 * before + 0.2 * outcome.seconds
+                before = self._seconds.setdefault(_class(point), outcome.processor_s)
+                self._seconds[_class(point)] = 0.8 * before + 0.2 * outcome.processor_s
         self.advance(sum(map(len, points)))
 
 
