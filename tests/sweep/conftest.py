@@ -90,13 +90,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def folder(tmp_path: Path, net: Callable[..., Any]) -> Path:
-    """A folder with two small networks."""
+    """A folder with three small networks."""
     return write_networks(tmp_path, net)
 
 
 def write_networks(folder: Path, net: Callable[..., Any]) -> Path:
-    """`net.onnx` and `other.onnx`, one transformer block each; the folder."""
-    for name, length in (("net", 32), ("other", 48)):
+    """`net.onnx`, `other.onnx` and `slow.onnx`, one transformer block each; the folder."""
+    for name, length in (("net", 32), ("other", 48), ("slow", 384)):
         block = net()
         made = block.output(block.transformer(block.input("x", 1, length, 32), 2))
         (folder / f"{name}.onnx").write_bytes(made.bytes())
