@@ -144,9 +144,9 @@ def open_engine(scheduler: str | None, jobs: int) -> Iterator[Engine]:
             ) as cluster,
             Client(cluster) as client,
         ):
-            from npusim.sweep.worker import LeaveInterruptsToTheClient
+            from npusim.sweep.worker import Prepared
 
-            client.register_plugin(LeaveInterruptsToTheClient())
+            client.register_plugin(Prepared())
             yield Engine(client, cluster.scheduler_address)
         return
     if not re.fullmatch(_ADDRESS, scheduler):

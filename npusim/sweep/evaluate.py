@@ -175,8 +175,7 @@ def _value(cell: Cell) -> Any:
 
 @contextmanager
 def _rarely_collected() -> Iterator[None]:
-    """Planning makes many small objects and hardly a cycle: cycles are collected between batches, among what batches made."""
-    _freeze()
+    """Planning makes many small objects and hardly a cycle: cycles are collected between batches."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -184,9 +183,3 @@ def _rarely_collected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-@cache
-def _freeze() -> None:
-    """Modules and the like stay for good: no collection looks at them again."""
-    gc.freeze()
