@@ -122,6 +122,13 @@ class Specification:
     folder: Path
     text: str
 
+    @property
+    def checkpoint(self) -> str:
+        """Where trained weights lie: the absolute path of a checkpoint's folder, else a shipped name as given, else nothing."""
+        path = self.folder / self.pipeline.checkpoint
+        there = bool(self.pipeline.checkpoint) and (path / "card.json").is_file()
+        return str(path.resolve()) if there else self.pipeline.checkpoint
+
 
 def shipped_names() -> tuple[str, ...]:
     """The names of the shipped specifications (`edgefusion.toml`), sorted."""

@@ -125,23 +125,38 @@ def quantize(
 
 def execute(
     run: RunArgument,
-    model: ModelOption,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The ONNX file, with its weights, that was profiled (not for a pipeline's run)."),
+    ] = None,
     inputs: Annotated[
         Path | None, typer.Option(help="An .npz with one array per input (default: seeded).")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare with onnxruntime in FP32.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare with onnxruntime (a pipeline: diffusers) in FP32.")
+    ] = False,
     order: Annotated[
         str, typer.Option(help="serial, or random: any order that the dependencies allow.")
     ] = "serial",
     seed: Annotated[int, typer.Option(help="Determines the random order and seeded inputs.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="An .npz for the outputs.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="An .npz for the outputs; of a pipeline the PNG (default ./<pipeline>.png)."),
+    ] = None,
     shape: ShapeOption = None,
     dim: DimOption = None,
+    prompt: Annotated[str | None, typer.Option(help="What a pipeline's run shall draw.")] = None,
 ) -> None:
-    """Execute exactly the commands that were simulated, on real weights."""
+    """Execute exactly the commands that were simulated, on real weights; a pipeline's run draws a picture."""
+    one_of(order, ("serial", "random"), "--order")
+    if prompt is not None or model is None:
+        from npusim.cli_pipeline import run_command
+
+        given = {"--model": model, "--inputs": inputs, "--shape": shape, "--dim": dim}
+        run_command(run, prompt, given, verify=verify, order=order, seed=seed, out=out)
+        return
     from npusim.deployment import run_directory
 
-    one_of(order, ("serial", "random"), "--order")
     shapes, dims = parse_shapes(shape), parse_dims(dim)
     with stage("executing"):
         result = run_directory(

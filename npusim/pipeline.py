@@ -81,9 +81,10 @@ class PipelineProfile:
     def summary(self) -> dict[str, Any]:
         """The figures of the pipeline's `summary.json`."""
         parts: dict[str, tuple[Part, ...]] = {policy: self.parts(policy) for policy in POLICIES}
-        return summarize_pipeline(
+        found = summarize_pipeline(
             self.pipeline, self.npu, self.policy, self.profiles, parts, self.weight_bytes
         )
+        return found | {"checkpoint": self.specification.checkpoint}
 
     @property
     def latency_ms(self) -> float:
