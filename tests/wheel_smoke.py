@@ -11,6 +11,8 @@ import npusim
 from npusim import api
 from npusim.hardware import load_npu, preset_names
 from npusim.models import zoo
+from npusim.models.pipeline import load_pipeline, shipped_names
+from npusim.pipeline import network_graph
 
 
 def test_the_package_is_the_installed_one() -> None:
@@ -33,6 +35,13 @@ def test_every_package_is_in_the_wheel() -> None:
 def test_every_zoo_network_and_preset_ships() -> None:
     assert all(len(zoo.graph_bytes(name)) > 1000 for name in zoo.names())
     assert {load_npu(name).name for name in preset_names()} == set(preset_names())
+
+
+def test_every_pipeline_ships_with_the_graphs_it_names() -> None:
+    assert set(shipped_names()) == {"edgefusion.toml", "edgefusion-toy.toml", "sd-v1.5.toml"}
+    for name in shipped_names():
+        given = load_pipeline(name)
+        assert all(network_graph(given, network).layers for network in given.pipeline.network)
 
 
 def test_pytest_finds_the_plugin(npu_profile: Any, assert_dma_cost: Any) -> None:
