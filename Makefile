@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SRC := npusim models scheduler reports training
 
-.PHONY: help profile setup browser readers test test-fast lint types contract wheel bench fit docs clean
+.PHONY: help profile setup browser readers test test-fast lint types contract wheel bench peers fit docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ wheel: $(VENV)/test ## build the wheel, install it alone, run the main job and a
 
 bench: $(VENV)/test ## benchmarks, as ratios
 	$(BIN)/python -m pytest benchmarks --benchmark-only -s
+
+peers: $(VENV)/core ## npusim beside Vela, ZigZag and Stream, each in its own environment (downloads them; minutes)
+	$(BIN)/python benchmarks/peers.py --folder $(VENV)/peers
 
 fit: $(VENV)/test ## rerun the fit that made the preset exynos2400
 	$(BIN)/npusim npu fit npusim/presets/exynos2400.targets.toml
