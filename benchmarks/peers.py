@@ -189,6 +189,7 @@ def measure(
         if theirs[-1].status != 0:
             break
         facts = json.loads((out / "facts.json").read_text())
+    at_least = "> " if theirs[-1].status is None else ""
     base = our_facts(folder / f"npusim-{workload.name}", model)
     numerics = "yes (`npusim run --verify`)"
     return [
@@ -198,8 +199,8 @@ def measure(
             version=at.version,
             workload=workload,
             outcome=outcome(theirs[-1], options.limit),
-            wall=ratio([r.wall_s for r in theirs], [r.wall_s for r in ours]),
-            cpu=ratio([r.cpu_s for r in theirs], [r.cpu_s for r in ours]),
+            wall=at_least + ratio([r.wall_s for r in theirs], [r.wall_s for r in ours]),
+            cpu=at_least + ratio([r.cpu_s for r in theirs], [r.cpu_s for r in ours]),
             facts=facts if theirs[-1].status == 0 else {},
             numerics=peer.numerics,
         ),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -84,10 +87,19 @@ def test_ratio_is_the_median_of_pairs(tables: ModuleType) -> None:
 
 def test_run_stops_a_command_and_its_children_at_the_limit(load, tmp_path: Path) -> None:
     peers = load("peers")
-    script = "import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    stopped = peers.run([sys.executable, "-c", script], tmp_path, 3)
+    child = "import fcntl, time; f = open('held', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    stopped = peers.run([sys.executable, "-c", parent], tmp_path, 5)
     assert stopped.status is None
-    assert peers.outcome(stopped, 3) == "timed out after 3 s"
+    assert stopped.said == "held\n"
+    assert peers.outcome(stopped, 5) == "timed out after 5 s"
+    with (tmp_path / "held").open() as file:
+        for _ in range(100):  # the kernel drops the lock once the child is gone
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+    pytest.fail("the child of a stopped command still runs")
 
 
 def test_run_keeps_status_and_words(load, tmp_path: Path) -> None:
