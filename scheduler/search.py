@@ -15,7 +15,7 @@ from npusim.scheduler.chains import chain_key
 from npusim.scheduler.isolate import Measured, measure
 from npusim.scheduler.kinds import KINDS, paper_rule, predicted
 from npusim.scheduler.pieces import Option
-from npusim.scheduler.planner import Planned, lowered, make_problem, plan_graph
+from npusim.scheduler.planner import Planned, lowered, make_problem, plan_graph, resident_bytes
 from npusim.scheduler.polish import neighbours, pairs
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.request import Request, check_request
@@ -248,7 +248,7 @@ class _Tuner:
     ) -> Option:
         """The tiling that simulates fastest within the budget."""
         options = _promising(problem, segment, resident, budget_bytes)
-        points = [self._measure(problem, segment, option, resident) for option in options]
+        points = [self.simulated(problem, segment, option, resident) for option in options]
         found = self.tried[segment.layers] = [p for p in points if p is not None]
         return min(found, key=lambda m: m.score).option if found else chosen
 
@@ -256,14 +256,15 @@ class _Tuner:
         """Simulated picoseconds of the tiling that the closed form prefers; infinite if none fits."""
         budget = problem.npu.sram.sram_bytes - problem.part(segment.layers, resident).held_bytes
         for option in _promising(problem, segment, resident, budget)[:1]:
-            point = self._measure(problem, segment, option, resident)
+            point = self.simulated(problem, segment, option, resident)
             if point is not None:
                 return point.makespan_ps
         return inf
 
-    def _measure(
+    def simulated(
         self, problem: Problem, segment: Segment, option: Option, resident: frozenset[str]
     ) -> Measured | None:
+        """One tiling of a segment on its own; None if it does not fit beside the resident tensors."""
         key = (segment.kind, KINDS[segment.kind].key(problem, segment, resident), option.tile)
         if key not in self.measured:
             self.measured[key] = measure(problem, segment, option, resident)
@@ -273,7 +274,7 @@ class _Tuner:
 def _promising(
     problem: Problem, segment: Segment, resident: frozenset[str], budget_bytes: int
 ) -> list[Option]:
-    """The tilings within the budget whose closed-form time is best, and the paper's rule."""
+    """The tilings within the budget whose closed-form time is best, the paper's rule among those that are compared."""
     kind = KINDS[segment.kind]
     tiles = list(kind.tilings(problem, segment))
     rule = paper_rule(problem, segment, budget_bytes, resident)
@@ -286,31 +287,34 @@ def _promising(
 
 
 def _curves(tuner: _Tuner, planned: Planned) -> dict[str, Curve]:
-    """The curve of each segment of an `auto` plan, with the chosen point and the paper's rule marked."""
+    """The curve of each segment of an `auto` plan, with the chosen point and the paper's rule marked.
+
+    The rule is the one of the space that is left: the fewest tiles whose working set fits beside what stays in SRAM.
+    """
     curves: dict[str, Curve] = {}
-    problem = planned.problem
-    for unit, entry in zip([u for u in planned.units if u.segment], planned.plan.segments, strict=True):
-        assert unit.segment is not None
-        measured = _best_by_count(tuner.tried.get(unit.layers, ()))
-        capacity = problem.npu.sram.sram_bytes
-        kind = KINDS[unit.segment.kind]
-        rule = paper_rule(problem, unit.segment, capacity, frozenset()) if measured else None
-        ruled = kind.plan(problem.graph, unit.segment, rule, ()) if rule is not None else None
-        curves[entry.name] = [
-            {
-                **m.point,
-                "chosen": (m.point["tiles"], m.depth) == (dict(entry.tiles), entry.depth),
-                "paper_rule": ruled is not None and m.point["tiles"] == dict(ruled.tiles),
-            }
-            for m in measured
+    problem, decided = planned.problem, planned.decided
+    used = resident_bytes(problem, planned.units, decided.resident)
+    names = {segment.layers: segment.name for segment in planned.plan.segments}
+    for unit, option, taken in zip(planned.units, decided.options, used, strict=True):
+        if unit.segment is None or unit.layers not in tuner.tried:
+            continue
+        resident = decided.resident & unit.tensors
+        rule = paper_rule(problem, unit.segment, problem.npu.sram.sram_bytes - taken, resident)
+        marked = [option, *predicted(problem, unit.segment, [] if rule is None else [rule], resident)]
+        points = [tuner.simulated(problem, unit.segment, o, resident) for o in marked]
+        marks = [p for p in points if p is not None]
+        curves[names[unit.layers]] = [
+            {**m.point, "chosen": m.option.tile == option.tile, "paper_rule": m.option.tile == rule}
+            for m in _by_count([*tuner.tried[unit.layers], *marks], marks)
         ]
     return curves
 
 
-def _best_by_count(measured: Sequence[Measured]) -> list[Measured]:
-    """The fastest of each tile count and depth, by count."""
+def _by_count(measured: Sequence[Measured], marks: Sequence[Measured]) -> list[Measured]:
+    """The fastest of each tile count and depth, and those that are marked, by count."""
     found: dict[tuple[int, int], Measured] = {}
     for point in measured:
         at = (point.tile_count, point.depth)
         found[at] = min(found.get(at, point), point, key=lambda m: m.score)
-    return [found[at] for at in sorted(found)]
+    distinct = {m.option.tile: m for m in (*found.values(), *marks)}
+    return sorted(distinct.values(), key=lambda m: (m.tile_count, m.depth, m.score))

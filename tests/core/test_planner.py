@@ -340,8 +340,10 @@ def test_the_curve_marks_the_chosen_point_and_the_papers_rule(net: Callable[...,
     (segment,) = found.summary["segments"]
     curve = segment["tile_curve"]
     assert len(curve) >= 2
-    chosen = [p for p in curve if p["chosen"]]
-    assert len(chosen) <= 1
+    (chosen,) = (p for p in curve if p["chosen"])
+    assert (chosen["tile_count"], chosen["tiles"]) == (segment["tile_count"], segment["tiles"])
+    (rule,) = (p for p in curve if p["paper_rule"])
+    assert rule["tile_count"] <= min(p["tile_count"] for p in curve)
     for point in curve:
         assert {
             "tile_count",
