@@ -42,5 +42,5 @@ def test_plan(model: str, policy: Policy, benchmark: BenchmarkFixture) -> None:
     )  # fmt: skip
     sys.stderr.write(
         f"\n{model:24} {policy:10} {found.latency_ms:9.2f} ms  rule {rule.latency_ms:9.2f} ms  bound x {over:.2f}  "
-        f"DRAM x {dram:.2f}  {seconds:5.1f} s\n"
+        f"DRAM x {dram:.2f}  {seconds:5.1f} s  (aims: {AIM['latency']:.2f}, {AIM['dram']:.2f})\n"
     )
