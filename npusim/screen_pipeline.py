@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,21 +46,23 @@ def _headline(console: Console, s: Summary, npu_title: str) -> None:
 
 
 def _table(title: str, *columns: str, left: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if name in left else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != left[-1] if left else True)
     return table
 
 
 def _networks(s: Summary) -> Table:
     table = _table(
-        "networks, in order: times x (ms each + launch) + loads x load = total", "network", "precision", "tiles", "batch",
-        "times", "ms each", "launch", "loads x load", "total ms", "share", "DRAM", "mJ", left=("network", "precision", "tiles"),
+        "networks, in order: times x (ms each + launch) + loads = total", "network", "as", "times", "ms each", "launch", "loads",
+        "total ms", "share", "DRAM", "mJ", left=("network", "as"),
     )  # fmt: skip
     for n in s["networks"]:
         load = f"{n['loads']} x {ps_to_ms(n['load_ps']):.2f}" if n["loads"] else "-"
+        kind = n["precision"] + (f", batch {n['batch']}" if n["batch"] > 1 else "")
         table.add_row(
-            escape(n["name"]), n["precision"], n["tiles"], str(n["batch"]), str(n["evaluations"]), f"{n['evaluation_ms']:.2f}",
+            escape(n["name"]), kind, str(n["evaluations"]), f"{n['evaluation_ms']:.2f}",
             f"{ps_to_ms(n['launch_ps']):.2f}", load, f"{n['total_ms']:.2f}", f"{n['share']:.1%}",
             format_bytes(n["dram_read_bytes"] + n["dram_write_bytes"]), f"{n['energy_mj']:.0f}",
         )  # fmt: skip
