@@ -8,9 +8,10 @@ from npusim.errors import PlanError
 from npusim.graph import Graph, Layer
 from npusim.lower.attention import lower_attention
 from npusim.lower.context import Lowering
-from npusim.lower.fragments import Fragments, mark, record, repeat, signature
+from npusim.lower.fragments import Fragments, mark, record, repeat
 from npusim.lower.product import lower_product
 from npusim.lower.rows import lower_chain
+from npusim.lower.signature import signature
 from npusim.lower.vector import lower_group_norm, lower_rows
 from npusim.ops import OPS
 from npusim.plan import Plan, SegmentPlan

@@ -11,109 +11,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from npusim.graph import Graph, Layer, Shape4
+from npusim.graph import Shape4
 from npusim.lower.builder import COMMAND_COLUMNS, Box, ProgramBuilder, Record, State
 from npusim.lower.context import Lowering
-from npusim.plan import SegmentPlan, Slots
+from npusim.lower.signature import Signature
 from npusim.program import FLAG_HANDOVER, SRAM, WRITE, Gang, Ints
 
 _COLUMN = {name: i for i, name in enumerate(COMMAND_COLUMNS)}
 
 #: A box of a tensor that was there before: which of the unit's tensors, offset, shape.
 _Outer = tuple[int, Shape4, Shape4]
-
-
-# ---- what a unit is, without names and addresses ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """A unit.
-
-    Attributes:
-        key: everything that decides its commands, without names and addresses.
-        layers, tensors: names, in the order in which the key speaks of them.
-        regions: disjoint SRAM ranges (start, end): its slots, and its tensors that live there.
-    """
-
-    key: object
-    layers: tuple[str, ...]
-    tensors: tuple[str, ...]
-    regions: tuple[tuple[int, int], ...]
-
-
-def signature(low: Lowering, layers: Sequence[Layer], segment: SegmentPlan | None) -> Signature | None:
-    """The signature of a unit; None if its places overlap, which only a plan that was tampered with has."""
-    tensors = tuple(dict.fromkeys(t for x in layers for t in (*x.reads(), x.output)))
-    slots = list(segment.slots) if segment is not None else []
-    slots += [s for x in layers for s in low.layer_plans[x.name].slots]
-    ranges = [(a, a + s.slot_bytes) for s in slots for a in s.addresses]
-    ranges += [
-        (p.address, p.address + p.size_bytes)
-        for p in map(low.tensor_plans.__getitem__, tensors)
-        if p.home == "sram"
-    ]
-    regions = sorted(set(ranges))
-    if any(a[1] > b[0] for a, b in pairwise(regions)):
-        return None
-    number = {r: i for i, r in enumerate(dict.fromkeys(ranges))}
-    index = {t: i for i, t in enumerate(tensors)}
-    key = (
-        _segment_key(segment),
-        tuple(_layer_key(low, x, index) for x in layers),
-        tuple(_tensor_key(low, t, index) for t in tensors),
-        _roles_key(low.graph, layers),
-        tuple(number[r] for r in ranges),
-    )
-    return Signature(key, tuple(x.name for x in layers), tensors, tuple(number))
-
-
-def _segment_key(segment: SegmentPlan | None) -> object:
-    if segment is None:
-        return None
-    return (
-        segment.kind, tuple(sorted(segment.tiles.items())), segment.heads_per_tile, segment.rows_per_tile, segment.depth,
-        segment.in_place, _slots_key(segment.slots),
-    )  # fmt: skip
-
-
-def _slots_key(slots: Sequence[Slots]) -> object:
-    return tuple((s.name, s.slot_bytes, len(s.addresses)) for s in slots)
-
-
-def _layer_key(low: Lowering, layer: Layer, index: Mapping[str, int]) -> object:
-    plan = low.layer_plans[layer.name]
-    pieces = plan.pieces
-    return (
-        layer.op, bool(layer.group), tuple(sorted((k, repr(v)) for k, v in layer.attributes.items())),
-        tuple((e.function, e.operand, e.value, e.parameters) for e in layer.epilogue),
-        tuple((o.role, *((index[p.tensor], p.start, p.size) for p in o.parts)) for o in layer.operands),
-        index[layer.output], layer.output in low.read_outside(plan.segment, layer),
-        plan.precision, plan.unit, plan.engines, _slots_key(plan.slots),
-        (pieces.rows, pieces.cols, pieces.order, pieces.depth) if pieces is not None else None,
-    )  # fmt: skip
-
-
-def _tensor_key(low: Lowering, name: str, index: Mapping[str, int]) -> object:
-    plan = low.tensor_plans[name]
-    before = index.get(plan.in_place_of, -1) if plan.in_place_of else None
-    shape = low.graph.tensors[name].shape
-    return shape, plan.home, plan.block, plan.padded, plan.element_bytes, plan.size_bytes, before
-
-
-def _roles_key(graph: Graph, layers: Sequence[Layer]) -> object:
-    """Kinds of the tensors after which commands are named: a load of weights, a spill, or other."""
-    named = [t for x in layers if not x.group for t in (*x.reads(), x.output)]
-    named += [
-        x.operands[e.operand].parts[0].tensor
-        for x in layers if x.group for e in x.epilogue if e.operand >= 0
-    ]  # fmt: skip
-    return tuple(graph.tensors[t].kind for t in named)
 
 
 # ---- what its lowering appended -------------------------------------------------------------------------------------------
