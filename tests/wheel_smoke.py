@@ -22,6 +22,7 @@ def test_the_package_is_the_installed_one() -> None:
 def test_every_package_is_in_the_wheel() -> None:
     for name in (
         "execute",
+        "training.chain",
         "training.data",
         "training.metrics",
         "models.architectures",

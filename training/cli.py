@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from npusim.errors import CheckFailedError, MissingExtraError, NpusimError
+from npusim.training.cli_data import app as data_app
 
 if TYPE_CHECKING:
     from npusim.training.stages import Session
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Make the deployed network: compress, distil twice, evaluate, ship.", no_args_is_help=True
 )
+app.add_typer(data_app, name="data")
 
 PresetOption = Annotated[str, typer.Option("--preset", help="sd-v1, toy or toy-small")]
 OutOption = Annotated[Path, typer.Option("--out", help="the run's folder")]

@@ -1,0 +1,51 @@
+"""What `npusim train data stats` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_statistics(found: list[dict[str, Any]], console: Console | None = None) -> None:
+    """One block per variant, and one table of them all if there are several."""
+    console = console or Console()
+    if len(found) > 1:
+        console.print(_summary(found))
+    for one in found:
+        _print_one(one, console)
+
+
+def _summary(found: list[dict[str, Any]]) -> Table:
+    table = Table("variant", "step", box=None, header_style="bold")
+    for name in ("kept", "set aside", "removed", "edited"):
+        table.add_column(name, justify="right")
+    for one in found:
+        away = sum(one["set_aside"].values())
+        rates = (f"{one['removal_rate']:.1%}", f"{one['edit_rate']:.1%}")
+        table.add_row(escape(one["variant"]), one["step"], f"{one['kept']:,}", f"{away:,}", *rates)
+    return table
+
+
+def _print_one(one: dict[str, Any], console: Console) -> None:
+    state = "" if one["finished"] else " (not finished)"
+    console.print(f"\n[bold]{escape(one['variant'])}[/bold]: {one['step']}{state}")
+    console.print(f"  kept {one['kept']:,}; removed {one['removal_rate']:.1%}, edited {one['edit_rate']:.1%}")
+    for cause, count in one["set_aside"].items():
+        console.print(f"  set aside {count:,}: {escape(cause)} (such as: {escape(one['examples'][cause])})")
+    if one["kept"]:
+        words, side = one["caption_words"], one["shorter_side_pixels"]
+        sources = ", ".join(f"{escape(name)} {count:,}" for name, count in one["caption_sources"].items())
+        console.print(
+            f"  captions: {sources}; {words['least']} to {words['largest']} words, median {words['median']}"
+        )
+        console.print(f"  shorter side: {side['least']} to {side['largest']} px, median {side['median']}")
+    for attribute, counts in one["coverage"].items():
+        spread = ", ".join(f"{escape(value)} {count:,}" for value, count in counts.items())
+        console.print(f"  {escape(attribute)}: {spread}")
+    made_of = one["lineage"][1:]
+    for row in made_of:
+        changed = "" if row["found"] else " [bold](gone, or changed since)[/bold]"
+        console.print(f"  made of {escape(row['folder'])} ({row['step']}, {row['kept']:,} kept){changed}")
