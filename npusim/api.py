@@ -11,6 +11,7 @@ from npusim.hardware import Npu, load_npu
 from npusim.models import zoo
 from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
+from npusim.precisions import Precisions, common_precision, with_casts
 from npusim.results import Comparison, Profile, SegmentResult
 from npusim.scheduler.explain import LEVERS, doubled, explain
 from npusim.scheduler.problem import Infeasible, Policy
@@ -51,7 +52,8 @@ def load_graph(
 
 
 def profile(
-    model: str | Path | bytes | Graph, *, tiles: str | int = "auto", segments: str = "all", precision: str = "w8a16",
+    model: str | Path | bytes | Graph, *, tiles: str | int = "auto", segments: str = "all",
+    precision: str | Precisions = "w8a16",
     npu: str | Path | Npu = "exynos2400", policy: Policy = "decoupled", pins: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None, why: bool = False,
 ) -> Profile | Infeasible:  # fmt: skip
@@ -61,7 +63,8 @@ def profile(
         model: path or bytes of an ONNX file, name of a zoo network, or a graph from `load_graph`.
         tiles: `none`, `sram`, `auto`, or a tile count for every segment.
         segments: kinds of layers joined: `none`, `attention`, `all`.
-        precision: `w8a16`, `w8a8`, `w16a16`, `fp16`, `fp32`.
+        precision: `w8a16`, `w8a8`, `w16a16`, `fp16`, `fp32`; or one of them for every layer by name: casts are then added where
+            neighbours differ, and are layers of the profile.
         npu: preset, path of a description, or a description.
         policy: `decoupled` (one in-order queue per engine) or `serial`.
         pins: segment name -> tile count, overriding `tiles`.
@@ -73,8 +76,19 @@ def profile(
     """
     graph = model if isinstance(model, Graph) else load_graph(model, shapes=shapes, dims=dims)
     described = npu if isinstance(npu, Npu) else load_npu(npu)
+    if isinstance(precision, str):
+        common: str = precision
+        precisions: Precisions = {}
+    else:
+        common = common_precision(precision)
+        graph, precisions = with_casts(graph, precision)
     request = Request(
-        tiles=str(tiles), segments=segments, precision=precision, policy=policy, pins=pins or {}
+        tiles=str(tiles),
+        segments=segments,
+        precision=common,
+        policy=policy,
+        pins=pins or {},
+        precisions=precisions,
     )
     found = search_plan(graph, described, request)
     if isinstance(found, Infeasible):

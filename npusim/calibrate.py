@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from npusim.errors import BadInputError
 from npusim.execute.formats import Numbers
-from npusim.execute.stages import float_formats, stage_keys, tensor_dtypes
+from npusim.execute.stages import float_formats, stage_keys
 from npusim.execute.untiled import execute_untiled
 from npusim.graph import Graph
 from npusim.ops import index_tensors
 from npusim.plan import Plan
+from npusim.precisions import Precisions, tensor_dtypes
 from npusim.quantize import CHUNK_ELEMENTS, LIMITS, scale_for
 from npusim.scales import read_npz
 from npusim.weights import Weights
@@ -125,7 +126,14 @@ def measure_ranges(
 def choose_scales(
     graph: Graph, plan: Plan, ranges: Mapping[str, Histogram], method: Method = "auto"
 ) -> dict[str, float]:
-    """The scale of each stage that the plan stores as integers.
+    """The scale of each stage that a plan stores as integers; see `scales_of`."""
+    return scales_of(graph, plan.precisions, ranges, method)
+
+
+def scales_of(
+    graph: Graph, precisions: Precisions, ranges: Mapping[str, Histogram], method: Method = "auto"
+) -> dict[str, float]:
+    """The scale of each stage that is stored as integers when layers have these precisions.
 
     `auto` takes the largest value for 16 bits and the least squared error for 8. Probabilities (softmax) always span [0, 1].
 
@@ -134,7 +142,7 @@ def choose_scales(
     """
     if method not in METHODS:
         raise BadInputError(f"calibration: method '{method}' is unknown; choose {', '.join(METHODS)}")
-    dtypes = tensor_dtypes(graph, plan)
+    dtypes = tensor_dtypes(graph, precisions)
     kinds = {t.name: dtypes[t.name] for t in graph.of_kind("input")}
     certain: set[str] = set()
     for layer in graph.layers:

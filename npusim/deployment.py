@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from npusim.lower import lower
 from npusim.onnx_reader import read_onnx
 from npusim.passes import to_layers
 from npusim.plan import Plan, load_plan
+from npusim.precisions import MIXED, common_precision, with_casts
 from npusim.program import Program
 from npusim.run_directory import is_pipeline_run
 from npusim.scales import load_scales, save_scales
@@ -83,8 +84,23 @@ class RunResult:
     notes: tuple[str, ...]
 
 
-def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Program, tuple[str, ...]]:
-    """The plan of a run directory for a model's layers, the Program that it lowers to, and what the user should know.
+class Matched(NamedTuple):
+    """A plan brought together with its model.
+
+    Attributes:
+        graph: the model's layers, with the casts of a plan of several precisions.
+        program: what the plan lowers to.
+        notes: what the user should know.
+    """
+
+    graph: Graph
+    plan: Plan
+    program: Program
+    notes: tuple[str, ...]
+
+
+def match_plan(directory: Path, graph: Graph, model: object) -> Matched:
+    """The plan of a run directory for a model's layers, and the Program that it lowers to.
 
     Args:
         model: what the layers were read from, for messages.
@@ -97,6 +113,7 @@ def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Prog
             f"{directory}: is a pipeline's run and holds no plan of its own; give the run of one of its networks, a folder in it"
         )
     plan = load_plan(directory / PLAN_FILE)
+    graph = _cast_as_planned(graph, plan)
     if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [
         x.name for x in graph.layers
     ]:
@@ -112,7 +129,19 @@ def match_plan(directory: Path, graph: Graph, model: object) -> tuple[Plan, Prog
         )
     other = graph.model_sha256 != plan.model.sha256
     notes = (f"{model} is another file than the one profiled, with the same layers",) if other else ()
-    return plan, program, notes
+    return Matched(graph, plan, program, notes)
+
+
+def _cast_as_planned(graph: Graph, plan: Plan) -> Graph:
+    """The model's layers with the casts that the plan's precisions ask for; as they are where they are another model's."""
+    known = {x.name for x in graph.layers}
+    given = {name: precision for name, precision in plan.precisions.items() if name in known}
+    if common_precision(plan.precisions) != MIXED or len(given) < len(known):
+        return graph
+    try:
+        return with_casts(graph, given)[0]
+    except BadInputError as error:
+        raise PlanError(f"plan of '{plan.model.name}': {error}; profile the model again") from error
 
 
 def open_deployment(
@@ -128,7 +157,7 @@ def open_deployment(
         BadInputError: no plan, another model, another version, weights or scales that do not fit.
     """
     graph = to_layers(read_onnx(model, shapes=shapes, dims=dims))
-    plan, program, notes = match_plan(directory, graph, model)
+    graph, plan, program, notes = match_plan(directory, graph, model)
     found = Deployment(
         graph=graph, plan=plan, program=program, weights=open_weights(model, graph), model=model, notes=notes
     )

@@ -133,6 +133,11 @@ class Plan(_Model):
     program_sha256: str = ""
     scales_sha256: str = ""
 
+    @property
+    def precisions(self) -> dict[str, str]:
+        """Layer -> precision."""
+        return {layer.name: layer.precision for layer in self.layers}
+
     def to_json(self) -> str:
         """Deterministic JSON text."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=False) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from npusim.cost import Work, energy_pj
 from npusim.gap import gap_ps
 from npusim.graph import Graph, Layer
 from npusim.plan import Plan, SegmentPlan, Slots
+from npusim.precisions import common_precision
 from npusim.program import DRAM, LOAD, ROLE, STORE, TABLE6_ROLES, Program
 from npusim.scheduler.bounds import Bounds
 from npusim.trace import Trace, kind_busy_ps, lane_busy_ps, sram_occupancy, union_ps
@@ -47,6 +49,7 @@ def summarize(
         "tiles": plan.options.tiles,
         "segments_kinds": plan.options.segments,
         "precision": plan.options.precision,
+        "precisions": dict(sorted(Counter(plan.precisions.values()).items())),
         "policy": plan.options.policy,
         "latency_ms": ps_to_ms(trace.makespan_ps),
         "serial_latency_ms": ps_to_ms(serial.makespan_ps),
@@ -175,7 +178,7 @@ def _segment(
         "handover_ms": ps_to_ms(int(work.handover_ps[mine].sum())),
         "dram_bytes": int(work.dram_bytes[mine].sum()),
         "peak_sram_bytes": sum(len(s.addresses) * s.slot_bytes for s in _slots(plan, segment)),
-        "precision": plan.options.precision,
+        "precision": common_precision({n: plan.precisions[n] for n in segment.layers}),
         "tile_curve": [dict(p) for p in curves.get(segment.name, ())],
     }
 

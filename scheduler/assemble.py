@@ -75,7 +75,7 @@ def _layer(
     vector = problem.npu.vector_engine
     engine, count = problem.units.get(name, (vector.kind, vector.count))
     return LayerPlan(
-        name=name, precision=problem.precision, unit=engine, engines=tuple(range(count)),
+        name=name, precision=problem.precision_of(name).name, unit=engine, engines=tuple(range(count)),
         segment=unit.name if unit.segment is not None else "", pieces=pieces, slots=slots,
     )  # fmt: skip
 

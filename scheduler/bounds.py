@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npusim.cost import lane_operations, product_ps, vector_ps
-from npusim.dtypes import PRECISIONS
+from npusim.dtypes import Precision
 from npusim.graph import Layer, Operand
 from npusim.ops import OPS, Product, product_of, vector_work
 from npusim.scheduler.problem import Problem
@@ -71,13 +71,13 @@ def _tensor_ps(problem: Problem, layer: Layer, memo: dict[object, int]) -> int:
     product = product_of(problem.graph, layer)
     if product is None:
         return 0
-    if product not in memo:
-        memo[product] = _ideal_ps(problem, product)
-    return memo[product]
+    key = (product, problem.precision_of(layer.name))
+    if key not in memo:
+        memo[key] = _ideal_ps(problem, *key)
+    return memo[key]
 
 
-def _ideal_ps(problem: Problem, product: Product) -> int:
-    precision = PRECISIONS[problem.precision]
+def _ideal_ps(problem: Problem, product: Product, precision: Precision) -> int:
     pair = precision.activation_pair if product.activations else precision.weight_pair
     extents = (product.batch, product.m, product.n, product.k)
     speed = 0.0

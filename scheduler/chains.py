@@ -8,7 +8,6 @@ from functools import partial
 from math import ceil, prod
 
 from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_ps, vector_ps
-from npusim.dtypes import PRECISIONS
 from npusim.graph import Graph, Layer
 from npusim.lower.chain import Chain, Member, chain_of, ends_on_tensor, starts_on_tensor
 from npusim.lower.geometry import row_unit
@@ -302,7 +301,7 @@ def _product_ps(problem: Problem, layer: Layer, rows: int, cols: int) -> int:
     assert product is not None
     kind, count = problem.units[layer.name]
     engine = next(e for e in problem.npu.tensor_engine if e.kind == kind)
-    precision = PRECISIONS[problem.precision]
+    precision = problem.precision_of(layer.name)
     out = problem.graph.tensors[layer.output].shape
     if layer.op == "matmul":
         heads = int(layer.attributes["heads"])

@@ -54,7 +54,9 @@ def explain(planned: Planned) -> list[dict[str, Any]]:
     """
     problem = planned.problem
     variants = {
-        lever: make_problem(problem.graph, doubled(problem.npu, lever), problem.precision, problem.policy)
+        lever: make_problem(
+            problem.graph, doubled(problem.npu, lever), problem.precision, problem.policy, problem.precisions
+        )
         for lever in LEVERS
     }
     known: dict[object, dict[str, Any]] = {}

@@ -8,6 +8,7 @@ from npusim.graph import Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import Layout
 from npusim.ops import product_of
+from npusim.precisions import Precisions
 
 
 def choose_layouts(graph: Graph, npu: Npu) -> dict[str, Layout]:
@@ -52,7 +53,7 @@ def _softmax_after(graph: Graph, scores: Layer) -> Layer | None:
     return next((x for x in graph.layers if x.group and x.group == scores.group and x.op == "softmax"), None)
 
 
-def choose_units(graph: Graph, npu: Npu, precision: str) -> dict[str, tuple[str, int]]:
+def choose_units(graph: Graph, npu: Npu, precisions: Precisions) -> dict[str, tuple[str, int]]:
     """For each product layer the kind of tensor engine on which it runs fastest, all engines of that kind together."""
     chosen: dict[str, tuple[str, int]] = {}
     cache: dict[object, tuple[str, int]] = {}
@@ -60,8 +61,9 @@ def choose_units(graph: Graph, npu: Npu, precision: str) -> dict[str, tuple[str,
         product = product_of(graph, layer)
         if product is None:
             continue
-        if product not in cache:
-            kind = PRECISIONS[precision]
+        kind = PRECISIONS[precisions[layer.name]]
+        key = (product, kind)
+        if key not in cache:
             pair = kind.activation_pair if product.activations else kind.weight_pair
             extents = (product.batch, product.m, product.n, product.k)
             times = [
@@ -69,6 +71,6 @@ def choose_units(graph: Graph, npu: Npu, precision: str) -> dict[str, tuple[str,
                 for i, e in enumerate(npu.tensor_engine)
             ]
             engine = npu.tensor_engine[min(times)[1]]
-            cache[product] = (engine.kind, engine.count)
-        chosen[layer.name] = cache[product]
+            cache[key] = (engine.kind, engine.count)
+        chosen[layer.name] = cache[key]
     return chosen

@@ -8,7 +8,6 @@ from math import ceil
 from typing import Literal
 
 from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_ps, vector_ps
-from npusim.dtypes import PRECISIONS
 from npusim.graph import Layer
 from npusim.lower.geometry import band_count, head_cols_of, row_unit
 from npusim.lower.slots import Known, layer_slots
@@ -246,7 +245,7 @@ class _Coster:
         assert product is not None
         kind, count = self.problem.units[self.layer.name]
         engine = next(e for e in npu.tensor_engine if e.kind == kind)
-        precision = PRECISIONS[self.problem.precision]
+        precision = self.problem.precision_of(self.layer.name)
         pair = precision.activation_pair if product.activations else precision.weight_pair
         outer, width, rows_each, extents = self._extents(pieces, product)
         blocks = -(-width // pieces.cols)
@@ -311,4 +310,5 @@ def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple
     )
     in_place = layer.output in resident and problem.in_place.get(layer.output) in resident
     epilogue = tuple((e.function, e.operand, e.value) for e in layer.epilogue)
-    return (layer.op, shapes, out, attributes, epilogue, problem.units.get(layer.name), in_place)
+    precision = problem.precision_of(layer.name).name
+    return (layer.op, shapes, out, attributes, epilogue, problem.units.get(layer.name), in_place, precision)

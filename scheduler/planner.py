@@ -10,6 +10,7 @@ from npusim.graph import Graph
 from npusim.hardware import Npu
 from npusim.lower import lower
 from npusim.plan import Plan
+from npusim.precisions import Precisions
 from npusim.program import Program
 from npusim.scheduler.allocate import Lifetime, allocate, spread
 from npusim.scheduler.assemble import Decisions, assemble
@@ -25,11 +26,14 @@ from npusim.scheduler.units import attention_segments, chain_segments, make_unit
 PREFETCHED = ("w", "params", "k", "v")
 
 
-def make_problem(graph: Graph, npu: Npu, precision: str, policy: Policy) -> Problem:
-    """Fix layouts and engines."""
+def make_problem(
+    graph: Graph, npu: Npu, precision: str, policy: Policy, precisions: Precisions | None = None
+) -> Problem:
+    """Fix layouts and engines; `precisions` of single layers override `precision`."""
+    each = {x.name: precision for x in graph.layers} | dict(precisions or {})
     return Problem(
-        graph=graph, npu=npu, precision=precision, policy=policy,
-        layouts=choose_layouts(graph, npu), units=choose_units(graph, npu, precision),
+        graph=graph, npu=npu, precision=precision, policy=policy, precisions=precisions or {},
+        layouts=choose_layouts(graph, npu), units=choose_units(graph, npu, each),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Coverage, Graph, Layer
 from npusim.hardware import Npu
 from npusim.layout import PLAIN, Layout, stored_bytes
@@ -15,6 +16,7 @@ from npusim.lower.context import aligned
 from npusim.lower.fragments import Fragments
 from npusim.lower.slots import Storage, element_bytes_of
 from npusim.ops import OPS
+from npusim.precisions import Precisions
 from npusim.units import format_bytes
 
 Policy = Literal["serial", "decoupled"]
@@ -22,9 +24,11 @@ Policy = Literal["serial", "decoupled"]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A network on an NPU at one precision under one policy.
+    """A network on an NPU under one policy.
 
     Attributes:
+        precision: of every layer that `precisions` does not name.
+        precisions: layer -> precision, of a network whose casts are layers (see `npusim.precisions`).
         layouts: layout of each tensor that is not plain.
         units: product layer -> (kind of tensor engine, how many of them work together).
         chains: layers that run joined, when the last of them is due.
@@ -40,6 +44,7 @@ class Problem:
     policy: Policy
     layouts: Mapping[str, Layout]
     units: Mapping[str, tuple[str, int]]
+    precisions: Precisions = field(default_factory=dict)
     chains: tuple[tuple[str, ...], ...] = ()
     whole: Problem | None = None
     held: frozenset[str] = frozenset()
@@ -49,8 +54,15 @@ class Problem:
     @cached_property
     def element_bytes(self) -> Mapping[str, int]:
         """Bytes per element of each tensor."""
-        size = element_bytes_of(self.graph, self.precision)
-        return {name: size(name) for name in self.graph.tensors}
+        if self.whole is not None:
+            return self.whole.element_bytes
+        return element_bytes_of(
+            self.graph, {x.name: self.precision_of(x.name).name for x in self.graph.layers}
+        )
+
+    def precision_of(self, layer: str) -> Precision:
+        """Precision of a layer."""
+        return PRECISIONS[self.precisions.get(layer, self.precision)]
 
     @cached_property
     def everything_fits(self) -> bool:
@@ -106,6 +118,7 @@ class Problem:
             same = self.graph.tensors[name].shape == self.graph.tensors[layer.output].shape
             if (
                 same
+                and self.element_bytes[name] == self.element_bytes[layer.output]
                 and self.layouts.get(name) == self.layouts.get(layer.output)
                 and list(layer.reads()).count(name) == 1
             ):

@@ -88,7 +88,7 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     tiles.
     """
     check_request(npu, request)
-    problem = make_problem(graph, npu, request.precision, request.policy)
+    problem = make_problem(graph, npu, request.precision, request.policy, request.precisions)
     search = _Search(problem, request)
     if request.tiles == "auto":
         search.auto()

@@ -8,7 +8,6 @@ from math import ceil
 from typing import Literal
 
 from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, vector_ps
-from npusim.dtypes import PRECISIONS
 from npusim.graph import Graph
 from npusim.lower.attention import AttentionLayers, attention_layers, attention_slots
 from npusim.lower.slots import SlotSpec
@@ -157,7 +156,7 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
     batch, heads, queries, keys = layers.shape
     by_heads, by_rows = tile_count(layers, tiling)
     tiles = batch * by_heads * by_rows
-    pair = PRECISIONS[problem.precision].activation_pair
+    pair = problem.precision_of(layers.scores.name).activation_pair
     tensor = 0
     for layer, cols in ((layers.scores, keys), (layers.values, layers.out.width)):
         kind, count = problem.units[layer.name]

@@ -8,9 +8,10 @@ import numpy as np
 
 from npusim.errors import BadInputError
 from npusim.execute.blocks import Array
-from npusim.execute.stages import Formats, stage_keys, tensor_dtypes
+from npusim.execute.stages import Formats, stage_keys
 from npusim.graph import Graph, Layer
 from npusim.plan import Plan
+from npusim.precisions import Precisions, tensor_dtypes
 from npusim.quantize import Doubles, Format, bias_floor, encode, require_finite, row_scales, scale_for
 from npusim.weights import Weights
 
@@ -31,10 +32,31 @@ class Numbers:
         return encode(self.weights[name], self.formats[name])
 
 
+class KeptNumbers(Numbers):
+    """Numbers whose encoded weights are kept: for many evaluations of a network whose weights fit the memory twice."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        super().__init__(numbers.formats, numbers.weights)
+        self._kept: dict[str, Array] = {}
+
+    def weight(self, name: str) -> Array:
+        """See `Numbers`."""
+        if name not in self._kept:
+            self._kept[name] = super().weight(name)
+        return self._kept[name]
+
+
 def numbers_for(
     graph: Graph, plan: Plan, weights: Weights, scales: Mapping[str, float] | None = None
 ) -> Numbers:
-    """The formats that a plan asks for. Integer precisions need the scales of activations.
+    """The formats that a plan asks for; see `numbers_of`."""
+    return numbers_of(graph, plan.precisions, weights, scales)
+
+
+def numbers_of(
+    graph: Graph, precisions: Precisions, weights: Weights, scales: Mapping[str, float] | None = None
+) -> Numbers:
+    """The formats that the precisions of all layers ask for. Integer precisions need the scales of activations.
 
     Args:
         scales: by tensor and stage key, see `npusim.calibrate`.
@@ -42,7 +64,7 @@ def numbers_for(
     Raises:
         BadInputError: scales are missing or bad, or weights are not finite.
     """
-    dtypes = tensor_dtypes(graph, plan)
+    dtypes = tensor_dtypes(graph, precisions)
     found: dict[str, Format] = {}
     for name in _activations(graph):
         found[name] = _activation_format(name, dtypes[name], scales)

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from npusim.dtypes import PRECISIONS
 from npusim.graph import Graph, Layer
 from npusim.ops import index_tensors
-from npusim.plan import Plan
 from npusim.quantize import FP32, Format
 
 #: Position of the main command; epilogue functions have the index of their entry in `Layer.epilogue`.
@@ -70,28 +68,3 @@ def float_formats(graph: Graph, dtype: str = "fp32") -> Formats:
         found.update({key: Format(dtype) for key in stage_keys(layer)})
     found.update({name: Format("int32") for name in index_tensors(graph)})
     return Formats(by_key=found)
-
-
-def tensor_dtypes(graph: Graph, plan: Plan) -> dict[str, str]:
-    """Element type of every tensor, as the precision of the layer that writes it (or first reads it) says."""
-    precisions = {p.name: PRECISIONS[p.precision] for p in plan.layers}
-    found: dict[str, str] = {}
-    for layer in graph.layers:
-        chosen = precisions[layer.name]
-        found[layer.output] = chosen.activation
-        for operand in layer.operands:
-            for part in operand.parts:
-                if operand.role in ("weight", "table"):
-                    found[part.tensor] = chosen.weight
-                elif (
-                    operand.role == "bias"
-                    and layer.op in ("conv", "linear")
-                    and chosen.activation.startswith("int")
-                ):
-                    found[part.tensor] = "int32"
-                else:
-                    found.setdefault(part.tensor, chosen.activation)
-    for name in graph.tensors:
-        found.setdefault(name, "fp32")
-    found.update(dict.fromkeys(index_tensors(graph), "int32"))
-    return found

@@ -138,7 +138,7 @@ def open_source(
     else:
         read = read_onnx(path, shapes=shapes, dims=dims)
     graph = to_layers(read)
-    plan, program, notes = match_plan(directory, graph, model)
+    graph, plan, program, notes = match_plan(directory, graph, model)
     return ExportSource(
         directory=directory, model=model, onnx=read, graph=graph, plan=plan, program=program, notes=notes
     )

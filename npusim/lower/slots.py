@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npusim.dtypes import PRECISIONS, Precision
+from npusim.dtypes import ELEMENT_BYTES
 from npusim.graph import Graph, Layer, Operand, Shape4
 from npusim.layout import Layout, stored_bytes
 from npusim.lower.context import aligned
@@ -21,8 +21,9 @@ from npusim.lower.geometry import (
     widest_bands,
 )
 from npusim.lower.sources import source_boxes
-from npusim.ops import OPS, index_tensors
+from npusim.ops import OPS
 from npusim.plan import Pieces
+from npusim.precisions import Precisions, tensor_dtypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +69,9 @@ class Storage:
         return sum(self.box_bytes(b.tensor, b.shape) for b in boxes if b.tensor not in self.resident)
 
 
-def element_bytes_of(graph: Graph, precision: str) -> Callable[[str], int]:
-    """Bytes per element of each tensor when every layer has this precision.
-
-    Biases of integer layers and row numbers of tables are 32 bits wide; scales and shifts of norms have the width of activations.
-    """
-    chosen: Precision = PRECISIONS[precision]
-    weights = {
-        p.tensor
-        for layer in graph.layers
-        for o in layer.operands
-        if o.role in ("weight", "table")
-        for p in o.parts
-    }
-    biases = {
-        p.tensor
-        for layer in graph.layers
-        if layer.op in ("conv", "linear")
-        for o in layer.operands
-        if o.role == "bias"
-        for p in o.parts
-    }
-    indices = index_tensors(graph)
-    bias_bytes = 4 if chosen.activation.startswith("int") else chosen.activation_bytes
-
-    def size(name: str) -> int:
-        if name in indices:
-            return INDEX_BYTES
-        if name in weights:
-            return chosen.weight_bytes
-        return bias_bytes if name in biases else chosen.activation_bytes
-
-    return size
+def element_bytes_of(graph: Graph, precisions: Precisions) -> dict[str, int]:
+    """Bytes per element of each tensor when layers have these precisions."""
+    return {name: ELEMENT_BYTES[dtype] for name, dtype in tensor_dtypes(graph, precisions).items()}
 
 
 Known = dict[tuple[str, int], Any]

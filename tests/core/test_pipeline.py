@@ -136,7 +136,7 @@ def test_the_run_directory_holds_a_run_per_network_and_one_timeline(
     trace = json.loads((run / "trace.json").read_text("utf-8"))
     slices = [e for e in trace["traceEvents"] if e["ph"] == "X"]
     assert sum(e["args"]["end_ps"] - e["args"]["start_ps"] for e in slices) == small.summary["latency_ps"]
-    _, _, notes = match_plan(run / "second", small.profiles[1].graph, "the model")
+    notes = match_plan(run / "second", small.profiles[1].graph, "the model").notes
     assert notes == ()
     page = (run / "report.html").read_text("utf-8")
     assert f"{small.summary['latency_ps']:,} ps" in page
