@@ -136,8 +136,11 @@ def execute(
         bool, typer.Option("--verify", help="Compare with onnxruntime (a pipeline: diffusers) in FP32.")
     ] = False,
     order: Annotated[
-        str, typer.Option(help="serial, or random: any order that the dependencies allow.")
-    ] = "serial",
+        str,
+        typer.Option(
+            help="parallel, serial, or random: one at a time, in any order that the dependencies allow."
+        ),
+    ] = "parallel",
     seed: Annotated[int, typer.Option(help="Determines the random order and seeded inputs.")] = 0,
     out: Annotated[
         Path | None,
@@ -148,7 +151,7 @@ def execute(
     prompt: Annotated[str | None, typer.Option(help="What a pipeline's run shall draw.")] = None,
 ) -> None:
     """Execute exactly the commands that were simulated, on real weights; a pipeline's run draws a picture."""
-    one_of(order, ("serial", "random"), "--order")
+    one_of(order, ("parallel", "serial", "random"), "--order")
     if prompt is not None or model is None:
         from npusim.cli_pipeline import run_command
 

@@ -21,7 +21,8 @@ from npusim.errors import BadInputError, MissingExtraError, PlanError
 from npusim.execute.compare import LayerLoss, compare_layers
 from npusim.execute.formats import Numbers, numbers_for
 from npusim.execute.measure import Closeness, closeness
-from npusim.execute.run import Order, execute
+from npusim.execute.order import Order
+from npusim.execute.run import execute
 from npusim.files import write_aside
 from npusim.graph import Graph
 from npusim.lower import lower
@@ -215,7 +216,7 @@ def quantize_directory(
 
 
 def run_directory(
-    directory: Path, model: Path, *, inputs: Path | None = None, verify: bool = False, order: Order = "serial", seed: int = 0,
+    directory: Path, model: Path, *, inputs: Path | None = None, verify: bool = False, order: Order = "parallel", seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None, dims: Mapping[str, int] | None = None,
 ) -> RunResult:  # fmt: skip
     """Execute a run directory's Program on real weights.

@@ -17,7 +17,8 @@ import torch
 
 from npusim.deployment import SCALES_FILE, Deployment, calibrate, open_deployment
 from npusim.errors import BadInputError
-from npusim.execute.run import Order, execute
+from npusim.execute.order import Order
+from npusim.execute.run import execute
 from npusim.files import write_aside
 from npusim.models import checkpoints
 from npusim.run_directory import is_pipeline_run, load_summary
@@ -65,7 +66,7 @@ class Picture:
 
 
 def draw(
-    directory: Path, prompt: str, *, seed: int = 0, verify: bool = False, order: Order = "serial"
+    directory: Path, prompt: str, *, seed: int = 0, verify: bool = False, order: Order = "parallel"
 ) -> Picture:
     """Draw a picture with a pipeline's run.
 

@@ -5,6 +5,7 @@ The same code runs one piece of a Program and, for calibration and comparison, w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -57,6 +58,7 @@ class Compute:
         self.workers = workers
         self._patches = Patches()
         self._prepared: dict[Hashable, Array] = {}
+        self._prepared_lock = threading.Lock()
 
     # ---- tensor engine -----------------------------------------------------------------------------------------
 
@@ -134,12 +136,13 @@ class Compute:
         """A weight in FP64; what was made of recent blocks is kept, since several pieces in a row use the same."""
         if weight.origin is None:
             return aligned_copy(weight.data, np.float64)
-        found = self._prepared.pop(weight.origin, None)
-        if found is None:
-            found = aligned_copy(weight.data, np.float64)
-            if len(self._prepared) >= PREPARED_MAX:
-                del self._prepared[next(iter(self._prepared))]
-        self._prepared[weight.origin] = found
+        with self._prepared_lock:
+            found = self._prepared.pop(weight.origin, None)
+            if found is None:
+                found = aligned_copy(weight.data, np.float64)
+                if len(self._prepared) >= PREPARED_MAX:
+                    del self._prepared[next(iter(self._prepared))]
+            self._prepared[weight.origin] = found
         return found
 
     def _narrowed(self, sums: Array, factor: float | Doubles, form: Format, layer: Layer) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -92,25 +93,24 @@ def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool, workers:
 
 
 class Patches:
-    """The windows of the last convolution as a matrix, kept for the next one that reads the same pixels."""
+    """The windows of recent convolutions as matrices, kept for the next ones that read the same pixels: one for each thread and key."""
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._bytes = aligned_empty((0,), np.uint8)
+        self._own = threading.local()
 
     def matrix(
         self, key: Hashable, shape: tuple[int, ...], dtype: Any, fill: Callable[[Array], None]
     ) -> Array:
-        """The matrix that `fill` makes, or made last time under the same key (None: of nothing known)."""
+        """The matrix that `fill` makes, or made last time under the same key in this thread (None: of nothing known)."""
+        own = self._own
         size = prod(shape) * np.dtype(dtype).itemsize
-        if len(self._bytes) < size:
-            self._bytes = aligned_empty((size,), np.uint8)
-            self._key = None
-        found: Array = np.ndarray(shape, dtype, self._bytes)
-        if key is None or key != self._key:
-            self._key = None
+        if len(getattr(own, "bytes", ())) < size:
+            own.bytes, own.key = aligned_empty((size,), np.uint8), None
+        found: Array = np.ndarray(shape, dtype, own.bytes)
+        if key is None or key != own.key:
+            own.key = None
             fill(found)
-            self._key = key
+            own.key = key
         return found
 
 

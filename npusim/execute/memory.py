@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from math import prod
 from typing import Any
@@ -32,7 +33,7 @@ class StoreError(NpusimError):
 
 
 class Memory:
-    """DRAM and SRAM of one run.
+    """DRAM and SRAM of one run. Commands that may run at the same time may call it at the same time.
 
     Attributes:
         offset, shape: box of each access, in its tensor.
@@ -56,6 +57,7 @@ class Memory:
         self.offset: list[Shape4] = list(map(tuple, table.offset.tolist()))
         self._inside: list[bool] = _inside(program).tolist()
         self._ledger = Ledger()
+        self._lock, self._source_lock = threading.Lock(), threading.Lock()
         self._space: list[int] = buffers.space.tolist()
         self._tensor: list[int] = buffers.tensor.tolist()
         self._expected = expected_writers(program)
@@ -78,16 +80,23 @@ class Memory:
         self._kept = {t for t, kind in enumerate(program.tensors.kind) if kind == "output"}
 
     def read(self, access: int) -> Array:
-        """The box of a reading access, [b, h, r, c]: a view where the layout allows; valid until the next write.
+        """The box of a reading access, [b, h, r, c]: a view where the layout allows; valid until its bytes are written again.
 
         Raises:
             RaceError: some of its bytes are unwritten, stale or already overwritten.
         """
         buffer = self._buffer[access]
-        read = self._read_sram if self._space[buffer] == SRAM else self._read_dram
-        values = read(access, buffer)
-        self._release(buffer)
-        return values
+        if self._space[buffer] == SRAM:
+            with self._lock:
+                place = self._checked_place(access, buffer)
+                self._release(buffer)
+            low, shape = self._low[access], self.shape[access]
+            return place.whole(shape) if self._whole[access] else place.read(low, shape)
+        index, array = self._slices(access), self._array(buffer)
+        with self._lock:
+            self._check_stored(access, buffer)
+            self._release(buffer)
+        return array[index]
 
     def origin(self, access: int) -> Hashable:
         """What a checked read found, as a key: equal keys mean equal bytes."""
@@ -96,9 +105,10 @@ class Memory:
     def gather(self, access: int, rows: npt.NDArray[np.int64]) -> Array:
         """Named rows of a constant table, [1, 1, rows, cols]."""
         buffer = self._buffer[access]
-        values = self._array(buffer)[:, :, rows]
-        self._release(buffer)
-        return np.ascontiguousarray(values)
+        values = np.ascontiguousarray(self._array(buffer)[:, :, rows])
+        with self._lock:
+            self._release(buffer)
+        return values
 
     def write(self, access: int, values: Array) -> None:
         """Put values into the box of a writing access.
@@ -107,17 +117,20 @@ class Memory:
             StoreError: a DRAM element gets a second value.
         """
         buffer = self._buffer[access]
+        low, shape = self._low[access], self.shape[access]
         if self._space[buffer] == SRAM:
-            place = self._place(buffer)
-            low, shape = self._low[access], self.shape[access]
-            if self._ledger.write(buffer, place, self._places, access, whole=self._whole[access]):
-                place.mark(low, shape, access + 1)
+            with self._lock:
+                place = self._place(buffer)
+                if self._ledger.write(buffer, place, self._places, access, whole=self._whole[access]):
+                    place.mark(low, shape, access + 1)
+                self._release(buffer)
             place.write(low, shape, values)
-        else:
-            index = self._slices(access)
+            return
+        index, array = self._slices(access), self._array(buffer)
+        array[index] = values
+        with self._lock:
             self._store(access, buffer)
-            self._array(buffer)[index] = values
-        self._release(buffer)
+            self._release(buffer)
 
     def result(self, tensor: int) -> Array:
         """A finished output in DRAM.
@@ -138,7 +151,7 @@ class Memory:
 
     # ---- places ------------------------------------------------------------------------------------------------
 
-    def _read_sram(self, access: int, buffer: int) -> Array:
+    def _checked_place(self, access: int, buffer: int) -> Place:
         place = self._place(buffer)
         low, shape = self._low[access], self.shape[access]
         writer = self._ledger.sole_writer(buffer)
@@ -149,16 +162,14 @@ class Memory:
                 self._proofs[buffer] = proof
         elif writer not in self._expected.get(access, ()):
             raise RaceError(self._race(access, np.asarray([writer + 1])))
-        return place.whole(shape) if self._whole[access] else place.read(low, shape)
+        return place
 
-    def _read_dram(self, access: int, buffer: int) -> Array:
+    def _check_stored(self, access: int, buffer: int) -> None:
         """Each element is stored once: once all expected writers have stored, nothing else can be in their boxes."""
-        index = self._slices(access)
         if buffer in self._written:
             late = next((w for w in self._expected.get(access, ()) if not self._done[w]), None)
             if late is not None or access in self._gaps:
                 raise RaceError(self._race(access, np.zeros(1, dtype=np.int32)))
-        return self._array(buffer)[index]
 
     def _store(self, access: int, buffer: int) -> None:
         before = self._twice.get(access)
@@ -178,14 +189,18 @@ class Memory:
         return place
 
     def _array(self, buffer: int) -> Array:
-        if buffer not in self._arrays:
-            tensor = self._tensor[buffer]
-            if buffer in self._written:
-                shape = tuple(self.program.tensors.shape[tensor].tolist())
-                self._arrays[buffer] = np.empty(shape, dtype=self.dtypes[tensor])
-            else:
-                self._arrays[buffer] = self._source(self.program.tensors.name[tensor])
-        return self._arrays[buffer]
+        found = self._arrays.get(buffer)
+        if found is not None:
+            return found
+        tensor = self._tensor[buffer]
+        with self._source_lock:
+            if buffer not in self._arrays:
+                if buffer in self._written:
+                    shape = tuple(self.program.tensors.shape[tensor].tolist())
+                    self._arrays[buffer] = np.empty(shape, dtype=self.dtypes[tensor])
+                else:
+                    self._arrays[buffer] = self._source(self.program.tensors.name[tensor])
+            return self._arrays[buffer]
 
     def _release(self, buffer: int) -> None:
         """Drop what no command will touch again."""

@@ -1,14 +1,12 @@
-"""Run a Program: exactly its commands, in serial or any other legal order, on a scratchpad of the hardware's size."""
+"""Run a Program: exactly its commands, in any order that their dependencies allow, on a scratchpad of the hardware's size."""
 
 from __future__ import annotations
 
-import heapq
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +14,16 @@ from npusim.execute.blocks import Array, Block, stacked
 from npusim.execute.compute import Compute
 from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
+from npusim.execute.order import Order, run_in_order
 from npusim.execute.vector_layers import Y, wanted_rows
 from npusim.execute.windows import pack, unpack
 from npusim.execute.workers import Workers, workers
+from npusim.garbage import uncollected_cycles
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
 from npusim.plan import Plan
 from npusim.program import LOAD, PRODUCT, READ, STORE, Program
 from npusim.quantize import decode
-
-Order = Literal["serial", "random"]
 
 
 def execute(
@@ -35,7 +33,7 @@ def execute(
     numbers: Numbers,
     inputs: Mapping[str, Array],
     *,
-    order: Order = "serial",
+    order: Order = "parallel",
     seed: int = 0,
 ) -> dict[str, Array]:
     """Outputs of the model, computed by the commands of a Program.
@@ -46,7 +44,8 @@ def execute(
         program: `lower(graph, plan)`.
         numbers: formats of all tensors, and the weights in them.
         inputs: arrays by input name, in the model's shapes.
-        order: `serial`, or a random order that the dependencies allow, drawn from `seed`.
+        order: `parallel` (several commands at a time, as their dependencies allow), `serial`, or `random`: one at a time in an order
+            drawn from `seed`. All give the same bits.
 
     Returns:
         FP32 arrays by output name, in the model's shapes.
@@ -56,32 +55,8 @@ def execute(
         RaceError, StoreError: the Program is wrong.
         AccumulatorOverflowError: an integer sum does not fit the hardware.
     """
-    with workers() as pool:
+    with workers() as pool, uncollected_cycles():
         return _Run(graph, plan, program, numbers, inputs, pool).outputs(order, seed)
-
-
-def legal_order(program: Program, order: Order, seed: int) -> Iterator[int]:
-    """Command numbers in serial order, or in a random order that respects every dependency."""
-    count = len(program)
-    if order == "serial":
-        yield from range(count)
-        return
-    drawn = random.Random(seed)
-    pointers, dependencies = program.commands.dep_ptr.tolist(), program.commands.dep_idx.tolist()
-    waiting = [pointers[i + 1] - pointers[i] for i in range(count)]
-    followers: list[list[int]] = [[] for _ in range(count)]
-    for command in range(count):
-        for dependency in dependencies[pointers[command] : pointers[command + 1]]:
-            followers[dependency].append(command)
-    ready = [(drawn.random(), i) for i in range(count) if not waiting[i]]
-    heapq.heapify(ready)
-    while ready:
-        _, command = heapq.heappop(ready)
-        yield command
-        for follower in followers[command]:
-            waiting[follower] -= 1
-            if not waiting[follower]:
-                heapq.heappush(ready, (drawn.random(), follower))
 
 
 class _Sources:
@@ -104,7 +79,8 @@ class _Sources:
         if name in self._stored:
             return self._stored[name]
         begun = self._begun.pop(name, None)
-        found = begun.result() if begun else self._numbers.weight(name)
+        waits = begun is None or begun.cancel()
+        found = self._numbers.weight(name) if begun is None or waits else begun.result()
         self._given.add(name)
         following = self._next.get(name)
         if following is not None and following not in self._given and self._pool.threads > 1:
@@ -149,8 +125,7 @@ class _Run:
 
     def outputs(self, order: Order, seed: int) -> dict[str, Array]:
         """Run every command, then take the outputs from DRAM."""
-        for command in legal_order(self.program, order, seed):
-            self.run(command)
+        run_in_order(self.program, order, seed, self.run, self.compute.workers)
         position = {name: i for i, name in enumerate(self.program.tensors.name)}
 
         def whole(name: str) -> Array:

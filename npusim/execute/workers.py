@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-#: A kernel of less arithmetic than this stays whole (a tenth of a millisecond); one of more is cut in two, and in more if each part
-#: is much larger, since BLAS is slower on thin parts (our choice, measured).
-WHOLE_OPERATIONS, PART_OPERATIONS = 5_000_000, 24_000_000
+#: A kernel of less arithmetic than this (a millisecond) stays whole: whole commands side by side use cores better. One of more is
+#: cut in two, and in more if each part is much larger, since BLAS is slower on thin parts (our choice, measured).
+WHOLE_OPERATIONS, PART_OPERATIONS = 60_000_000, 100_000_000
 PARTS_MAX = 8
 #: What one multiply-accumulate, one copied element and one element of a vector function count for (measured, roughly).
 MAC_OPERATIONS, COPY_OPERATIONS, ELEMENT_OPERATIONS = 1, 16, 64
@@ -27,12 +27,12 @@ class Workers:
     """A pool, or no pool: then kernels run in the calling thread.
 
     Attributes:
-        threads: that compute, the calling one included.
+        threads: that compute.
     """
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "npusim") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads, "npusim") if threads > 1 else None
 
     def share(self, rows: int, operations: int, work: Work, *, least_parts: int = 1, step: int = 1) -> None:
         """Call `work` on slices that cover `rows`, several at a time.
@@ -55,6 +55,11 @@ class Workers:
             for future in futures:
                 if not future.cancel():  # not begun: the calling thread did it all
                     future.result()
+
+    def begin(self, function: Callable[[], object]) -> None:
+        """Call a function in a thread of the pool, which there must be."""
+        assert self._pool is not None
+        self._pool.submit(function)
 
     def ahead(self, function: Callable[[], Result]) -> Future[Result]:
         """Begin something that will be needed soon; without a pool it is done at once."""

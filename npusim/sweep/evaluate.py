@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,6 +15,7 @@ from typing import Any
 import npusim
 from npusim import api
 from npusim.errors import BadInputError, NpusimError
+from npusim.garbage import uncollected_cycles
 from npusim.graph import Graph
 from npusim.hardware import npu_from_dict
 from npusim.scheduler.problem import Infeasible
@@ -32,7 +31,7 @@ DONE, INFEASIBLE, REFUSED = "done", "infeasible", "refused"
 _DECIDING = ("npusim", "npusim.passes", "npusim.lower", "npusim.presets", "npusim.scheduler")
 #: Modules among them that only ask, print or write; a module that is new counts until it is named here.
 _APART = ("cli", "screen", "progress", "files", "check", "pytest_plugin", "run_directory", "chrome_trace", "verification", "zoo_compare",
-          "reproduce", "fit", "calibrate", "deployment", "results")  # fmt: skip
+          "reproduce", "fit", "garbage", "calibrate", "deployment", "results")  # fmt: skip
 _JSON_STARTS = ('"', "[", "{")
 
 
@@ -104,7 +103,7 @@ def check_version(client: tuple[str, str]) -> None:
 def evaluate_batch(client: tuple[str, str], graph: Graph, tasks: Sequence[Task]) -> list[Outcome]:
     """Rows of some points of one network. An error of ours in one point leaves the others alone."""
     check_version(client)
-    with _rarely_collected():
+    with uncollected_cycles():
         return [_outcome(graph, task) for task in tasks]
 
 
@@ -171,15 +170,3 @@ def summary_of(row: Row, keys: Sequence[str]) -> dict[str, Any]:
 
 def _value(cell: Cell) -> Any:
     return json.loads(cell) if isinstance(cell, str) and cell.startswith(_JSON_STARTS) else cell
-
-
-@contextmanager
-def _rarely_collected() -> Iterator[None]:
-    """Planning makes many small objects and hardly a cycle: cycles are collected between batches."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

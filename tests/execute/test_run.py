@@ -10,6 +10,7 @@ import pytest
 
 from npusim.calibrate import choose_scales, measure_ranges
 from npusim.execute.measure import closeness
+from npusim.execute.order import Order
 from npusim.execute.run import execute
 from npusim.execute.untiled import execute_untiled
 
@@ -66,8 +67,9 @@ def test_any_order_that_the_dependencies_allow_gives_the_same_bits(cases: Cases,
     case = cases(name)
     plan, program = case.plan(sram_bytes=tight(name))
     numbers = case.numbers(plan)
-    serial = execute(case.graph, plan, program, numbers, case.inputs)
-    for seed in range(20):
-        shuffled = execute(case.graph, plan, program, numbers, case.inputs, order="random", seed=seed)
+    serial = execute(case.graph, plan, program, numbers, case.inputs, order="serial")
+    orders: list[tuple[Order, int]] = [("random", seed) for seed in range(20)] + [("parallel", 0)] * 5
+    for order, seed in orders:
+        shuffled = execute(case.graph, plan, program, numbers, case.inputs, order=order, seed=seed)
         for output, values in serial.items():
             np.testing.assert_array_equal(values, shuffled[output])
