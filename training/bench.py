@@ -20,7 +20,8 @@ from npusim.training.kd import Distillation
 from npusim.training.lcm import ConsistencyDistillation, add_guidance_input
 from npusim.training.loop import Stage, rehearse
 from npusim.training.run import Run
-from npusim.training.stages import Session, run_all
+from npusim.training.session import Session
+from npusim.training.stages import run_all
 
 BENCH_STEPS = 12
 

@@ -47,11 +47,16 @@ def _aside(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON at once or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, value: str) -> None:
+    """Write text at once or not at all."""
     aside = _aside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+            aside.write_text(value)
             _flush(aside)
             aside.replace(path)
         finally:

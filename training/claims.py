@@ -1,4 +1,7 @@
-"""Two of the paper's claims at the world's scale: the large teacher for LCM, and stage 1 before it."""
+"""Two of the paper's claims at a run's own budget and data: the large teacher for LCM, and stage 1 before it.
+
+The grid (`grid/`) compares far more, on other data and at a budget of its own, with the same means.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,29 @@ import numpy as np
 
 from npusim.errors import BadInputError
 from npusim.training import checkpoints
+from npusim.training.distillation import Pairing, train_lcm
 from npusim.training.evaluate import evaluate_run
-from npusim.training.metrics.statistics import paired_bootstrap
+from npusim.training.metrics.paired import compare_correct
 from npusim.training.run import Run
-from npusim.training.stages import Session, lcm_name, train_lcm
+from npusim.training.session import Session
+
+
+def _rival(teacher: str, student: str) -> Pairing:
+    return Pairing(teacher=teacher, student=student, place=f"lcm-from-{teacher}-into-{student}")
+
 
 RIVALS = {
-    "large teacher against a student-shaped one": ("kd", "kd"),
-    "stage 1 before LCM against none": ("teacher", "bk-init"),
+    "large teacher against a student-shaped one": _rival("kd", "kd"),
+    "stage 1 before LCM against none": _rival("teacher", "bk-init"),
 }
-"""Claim -> (teacher, student) of the rival that the paper's own pairing is compared with."""
+"""Claim -> the rival that the paper's own pairing is compared with."""
 
 
 def examine_claims(session: Session) -> dict[str, Any]:
     """Train each rival with the same steps, prompts and noise; write OUT/evaluation/claims.json.
 
     Returns:
-        For each claim whose rival is finished (all, unless time is up) and each step count: mean difference and its 95 %
-            paired bootstrap interval over prompts, in attribute accuracy and in pictures with every attribute right
+        For each claim whose rival is finished (all, unless time is up) and each step count: `metrics.paired.compare_correct`
             (positive: the paper's pairing is better).
 
     Raises:
@@ -36,11 +44,7 @@ def examine_claims(session: Session) -> dict[str, Any]:
             raise BadInputError(
                 f"{session.run.final(needed)}: stage {needed} is not finished; run: npusim train all, then claims again"
             )
-    trained = {
-        claim: lcm_name(*pair)
-        for claim, pair in RIVALS.items()
-        if train_lcm(session, teacher=pair[0], student=pair[1])
-    }
+    trained = {claim: rival.place for claim, rival in RIVALS.items() if train_lcm(session, rival)}
     if not trained:
         return {}
     evaluate_run(session)
@@ -52,19 +56,12 @@ def examine_claims(session: Session) -> dict[str, Any]:
     return report
 
 
-def _compare(run: Run, rival: str) -> dict[str, dict[str, list[float]]]:
-    rows: dict[str, dict[str, list[float]]] = {}
+def _compare(run: Run, rival: str) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
     for steps in run.preset.sampling.student_steps:
         ours, theirs = (
             np.load(run.out / "evaluation" / f"seen-{name}-{steps}.npy", allow_pickle=False)
             for name in ("lcm", rival)
         )
-        rows[f"{steps} steps"] = {
-            "mean attribute accuracy": _rounded(paired_bootstrap(ours.mean(axis=1), theirs.mean(axis=1))),
-            "all right": _rounded(paired_bootstrap(ours.all(axis=1), theirs.all(axis=1))),
-        }
+        rows[f"{steps} steps"] = compare_correct(ours, theirs)
     return rows
-
-
-def _rounded(values: tuple[float, float, float]) -> list[float]:
-    return [round(value, 4) for value in values]

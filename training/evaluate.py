@@ -14,12 +14,13 @@ from npusim.training import checkpoints, classifier
 from npusim.training import run as runs
 from npusim.training.data.world import Combinations, Labels, World
 from npusim.training.draw import Draw
+from npusim.training.metrics.measures import NOT_COMPUTED, NOTHING, Measures
 from npusim.training.metrics.statistics import frechet_distance, inception_score
 from npusim.training.run import Run
-from npusim.training.sample import Studio, contenders, judging_captions
+from npusim.training.sample import Contender, Studio, contenders, judging_captions
 
 if TYPE_CHECKING:
-    from npusim.training.stages import Session
+    from npusim.training.session import Session
 
 Correct = NDArray[np.bool_]
 """[N, A]: whether each attribute of each picture is as its caption asked."""
@@ -36,14 +37,20 @@ def summarise(correct: Correct, world: World) -> dict[str, Any]:
 
 
 class Judge:
-    """The classifier, and its features of reference renders of the combinations that are judged."""
+    """The classifier, its features of reference renders of the combinations that are judged, and what the user gave besides.
 
-    def __init__(self, run: Run, combinations: Combinations = "seen") -> None:
+    Raises:
+        BadInputError: a file of `measures` cannot be used.
+    """
+
+    def __init__(self, run: Run, combinations: Combinations = "seen", measures: Measures = NOTHING) -> None:
         self.world = run.world()
         self._network = runs.load_classifier(run)
         rng = Draw(run.seed, "reference renders", 0).numpy()
         labels = self.world.draw_labels(rng, run.preset.sampling.renders, combinations)
-        self._reference = self.read(torch.from_numpy(self.world.render(labels, rng)))[1]
+        renders = torch.from_numpy(self.world.render(labels, rng))
+        self._reference = self.read(renders)[1]
+        self._measures = measures.against(renders)
 
     def read(self, pictures: Any) -> tuple[Labels, Any, Any]:
         """Labels [N, A], features [N, F] and probabilities [N, sum of classes], as numpy."""
@@ -53,7 +60,9 @@ class Judge:
         labels, features, probabilities = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         return labels, features, probabilities
 
-    def judge(self, pictures: Any, labels: Labels) -> tuple[dict[str, Any], Correct]:
+    def judge(
+        self, pictures: Any, labels: Labels, captions: list[str] | None = None
+    ) -> tuple[dict[str, Any], Correct]:
         """All figures of one set of pictures, and which attribute of which picture is right."""
         seen, features, probabilities = self.read(pictures)
         correct: Correct = seen == labels
@@ -62,50 +71,86 @@ class Judge:
             "classifier_fid": round(frechet_distance(features, self._reference), 4),
             "classifier_is": round(inception_score(np.split(probabilities, ends, axis=1)), 2),
         }
-        return summarise(correct, self.world) | scores, correct
+        return summarise(correct, self.world) | scores | self._measures.figures(pictures, captions), correct
 
 
-def _judge_set(run: Run, studio: Studio, name: Combinations, session: Session) -> dict[str, Any]:
-    """Judge every contender on one set of prompts; keep per-prompt results for paired intervals."""
-    judge = Judge(run, name)
-    labels, captions = judging_captions(run.preset, run, run.preset.sampling.prompts, name)
-    rng = Draw(run.seed, f"ceiling {name}", 0).numpy()
-    results: dict[str, Any] = {}
-    results["ceiling (renders)"], _ = judge.judge(torch.from_numpy(run.world().render(labels, rng)), labels)
+class Examination:
+    """One set of prompts with its noise: whoever is examined gets the same."""
+
+    def __init__(self, run: Run, studio: Studio, name: Combinations, measures: Measures = NOTHING) -> None:
+        self.run, self.name, self._studio = run, name, studio
+        self.judge = Judge(run, name, measures)
+        self.labels, self.captions = judging_captions(run.preset, run, run.preset.sampling.prompts, name)
+
+    def ceiling(self) -> dict[str, Any]:
+        """Figures of renders of the prompts."""
+        rng = Draw(self.run.seed, f"ceiling {self.name}", 0).numpy()
+        renders = torch.from_numpy(self.run.world().render(self.labels, rng))
+        return self.judge.judge(renders, self.labels, self.captions)[0]
+
+    def pictures(self, contender: Contender) -> Any:
+        """A network's pictures of the prompts, [N, 3, H, W]."""
+        return self._studio.pictures(contender, self.captions, f"evaluate {self.name}")
+
+    def take(self, contender: Contender, keep: Path) -> tuple[dict[str, Any], Any]:
+        """Figures and pictures of a network; what was right goes to `keep` (.npy), for paired intervals."""
+        pictures = self.pictures(contender)
+        figures, correct = self.judge.judge(pictures, self.labels, self.captions)
+        with checkpoints.writing(keep):
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            np.save(keep, correct)
+        return figures, pictures
+
+    def floor(self, pictures: Any) -> dict[str, Any]:
+        """Figures of pictures against the captions of others."""
+        order = np.roll(np.arange(len(self.labels)), 1)
+        return self.judge.judge(pictures, self.labels[order], [self.captions[i] for i in order])[0]
+
+
+def _judge_set(
+    run: Run, studio: Studio, name: Combinations, session: Session, measures: Measures
+) -> dict[str, Any]:
+    """Judge every contender on one set of prompts."""
+    examination = Examination(run, studio, name, measures)
+    results: dict[str, Any] = {"ceiling (renders)": examination.ceiling()}
     for contender in contenders(run):
-        pictures = studio.pictures(contender, captions, f"evaluate {name}")
-        results[contender.name], correct = judge.judge(pictures, labels)
-        _keep(run.out / "evaluation" / f"{name}-{contender.name}.npy", correct)
+        keep = run.out / "evaluation" / f"{name}-{contender.name}.npy"
+        results[contender.name], pictures = examination.take(contender, keep)
         session.say(f"{name} {contender.name}: " + line(results[contender.name]))
         if contender.stage == "teacher":
-            shuffled = labels[np.roll(np.arange(len(labels)), 1)]
-            results["floor (shuffled captions)"], _ = judge.judge(pictures, shuffled)
+            results["floor (shuffled captions)"] = examination.floor(pictures)
     return results
-
-
-def _keep(path: Path, correct: Correct) -> None:
-    with checkpoints.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, correct)
 
 
 def line(figures: Mapping[str, Any]) -> str:
     """One line for the screen."""
-    return (
-        f"mean {figures['mean']:.1%}, all right {figures['all']:.1%}, "
-        f"classifier_fid {figures['classifier_fid']}, classifier_is {figures['classifier_is']}"
+    given = [
+        f"{name} {figures[name]}"
+        for name in ("is", "fid", "clip_score")
+        if figures.get(name, NOT_COMPUTED) != NOT_COMPUTED
+    ]
+    return ", ".join(
+        [
+            f"mean {figures['mean']:.1%}",
+            f"all right {figures['all']:.1%}",
+            f"classifier_fid {figures['classifier_fid']}",
+            f"classifier_is {figures['classifier_is']}",
+            *given,
+        ]
     )
 
 
-def evaluate_run(session: Session) -> dict[str, Any]:
+def evaluate_run(session: Session, measures: Measures = NOTHING) -> dict[str, Any]:
     """Judge every finished network of the run; write and return OUT/evaluation/results.json."""
     run = session.run
     studio = Studio(run)
-    results = {name: _judge_set(run, studio, name, session) for name in run.world().tested}
+    results = {name: _judge_set(run, studio, name, session, measures) for name in run.world().tested}
     report = {
         "prompts": run.preset.sampling.prompts,
         "guidance": run.preset.sampling.guidance,
         "sets": results,
     }
     checkpoints.write_json(run.out / "evaluation" / "results.json", report)
+    if measures.missing():
+        session.say(measures.missing())
     return report

@@ -19,7 +19,7 @@ from npusim.training.lcm import guidance_embedding
 from npusim.training.run import Run
 
 if TYPE_CHECKING:
-    from npusim.training.stages import Session
+    from npusim.training.session import Session
 
 
 def ddim_scheduler(schedule: Schedule) -> Any:
@@ -63,10 +63,16 @@ def sample_guided(
     scheduler.set_timesteps(steps)
     z = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        both = unet(torch.cat([z, z]), t, torch.cat([condition, empty])).sample
-        cond, uncond = both.chunk(2)
-        z = scheduler.step(uncond + guidance * (cond - uncond), t, z).prev_sample
+        z = scheduler.step(_guided(unet, z, t, condition, empty, guidance), t, z).prev_sample
     return z
+
+
+def _guided(unet: Any, z: Any, t: Any, condition: Any, empty: Any, guidance: float) -> Any:
+    """The guided noise of one step; guidance 1 needs no evaluation of the empty caption."""
+    if guidance == 1:
+        return unet(z, t, condition).sample
+    cond, uncond = unet(torch.cat([z, z]), t, torch.cat([condition, empty])).sample.chunk(2)
+    return uncond + guidance * (cond - uncond)
 
 
 def sample_few(
@@ -156,7 +162,7 @@ class Studio:
             (len(captions), size.latent_channels, size.sample, size.sample), generator=generator
         )
         condition = text.encode(self._parts.text_encoder, text.tokenize(self._parts.tokenizer, captions))
-        if contender.stage.startswith("lcm"):
+        if unet.config.time_cond_proj_dim is not None:  # LCM's guidance input
             scheduler = lcm_scheduler(preset.schedule)
             w = preset.sampling.guidance - 1
             return sample_few(unet, scheduler, noise, condition, contender.steps, w, generator)

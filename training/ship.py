@@ -18,7 +18,7 @@ from npusim.training.config import as_json
 from npusim.training.evaluate import Judge, line
 from npusim.training.run import Run
 from npusim.training.sample import Contender, Parts, Studio, judging_captions, lcm_scheduler
-from npusim.training.stages import Session
+from npusim.training.session import Session
 
 LIMIT_BYTES = 10_000_000
 SHIPPED = Path(__file__).parent / "shipped"

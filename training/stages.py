@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from npusim.errors import BadInputError, CheckFailedError
-from npusim.training import checkpoints, classifier, compress, networks, text, vae
+from npusim.training import checkpoints, classifier, networks, text, vae
 from npusim.training import run as runs
 from npusim.training.config import Training
 from npusim.training.data.source import Pictures, device_of
 from npusim.training.data.world import Combinations, World
+from npusim.training.distillation import compress_student, train_kd, train_lcm
 from npusim.training.draw import Draw
-from npusim.training.kd import Distillation
-from npusim.training.lcm import ConsistencyDistillation, add_guidance_input
-from npusim.training.loop import Budget, Stage, silent, train
 from npusim.training.run import Run
+from npusim.training.session import Session, complete, fresh
 from npusim.training.teacher import TeacherTraining
-
-Say = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Session:
-    """One call of the command line: the run, its time budget, whether to resume, and where to report."""
-
-    run: Run
-    budget: Budget = field(default_factory=Budget)
-    resume: bool = True
-    say: Say = silent
 
 
 class ClassifierTraining:
@@ -82,51 +68,6 @@ class VaeTraining:
         """Nothing follows this network."""
 
 
-def _run_stage(session: Session, stage: Stage, publish: Callable[[Path], dict[str, Any]]) -> bool:
-    """Train, then publish networks and stage.json as one folder, then drop the checkpoint.
-
-    Args:
-        publish: writes the networks into the folder it is given; returns the facts for stage.json.
-
-    Returns:
-        Whether the stage is finished.
-    """
-    run, folder = session.run, session.run.stage(stage.name)
-    if run.finished(stage.name) and session.resume:
-        session.say(f"{stage.name}: already finished")
-        return True
-    outcome = train(
-        stage, folder, seed=run.seed, budget=session.budget, resume=session.resume, say=session.say
-    )
-    if not outcome.finished:
-        session.say(
-            f"{stage.name}: time is up at step {outcome.step}/{stage.training.steps}; "
-            "run the same command to go on"
-        )
-        return False
-
-    def fill(aside: Path) -> None:
-        facts = publish(aside) | {
-            "steps": outcome.step,
-            "seed": run.seed,
-            "seconds_per_step": outcome.seconds_per_step,
-            "seconds_of_last_call": outcome.seconds,
-        }
-        checkpoints.write_json(aside / "stage.json", facts)
-
-    checkpoints.publish_folder(folder / "final", fill)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    session.say(f"{stage.name}: finished at step {outcome.step} ({outcome.seconds_per_step:.3f} s per step)")
-    return True
-
-
-def fresh(run: Run, build: Callable[[], Any]) -> Any:
-    """Build a network whose first weights depend on the run's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        return build()
-
-
 def train_classifier(session: Session) -> bool:
     """Stage `classifier`. Returns whether it is finished."""
     run = session.run
@@ -143,7 +84,7 @@ def train_classifier(session: Session) -> bool:
             session.say(f"classifier: {right:.2%} of the attributes of fresh renders, {name} combinations")
         return {"accuracy": accuracy}
 
-    return _run_stage(session, stage, publish)
+    return complete(session, stage, publish)
 
 
 def _accuracy_on(run: Run, network: Any, combinations: Combinations) -> float:
@@ -173,7 +114,7 @@ def train_vae(session: Session) -> bool:
         network.save_pretrained(folder / "vae")
         return facts | {"patch": size.patch}
 
-    return _run_stage(session, stage, publish)
+    return complete(session, stage, publish)
 
 
 def _gate(run: Run, network: Any) -> dict[str, float]:
@@ -221,100 +162,7 @@ def train_teacher(session: Session) -> bool:
         scheduler.save_pretrained(folder / "scheduler")
         return {"identity": runs.identity(run, autoencoder, module.text_encoder)}
 
-    return _run_stage(session, stage, publish)
-
-
-@dataclass(frozen=True, slots=True)
-class _Surroundings:
-    """What the U-Nets of a run share."""
-
-    autoencoder: Any
-    tokenizer: Any
-    text_encoder: Any
-    identity: dict[str, str]
-
-
-def _surroundings(run: Run) -> _Surroundings:
-    autoencoder, text_encoder = runs.load_vae(run), runs.load_text_encoder(run)
-    made = runs.identity(run, autoencoder, text_encoder)
-    return _Surroundings(autoencoder, runs.load_tokenizer(run), text_encoder, made)
-
-
-def compress_student(session: Session) -> bool:
-    """Stage `bk-init`: the student with copied weights, nothing trained."""
-    run = session.run
-    if run.finished("bk-init") and session.resume:
-        session.say("bk-init: already finished")
-        return True
-    shared = _surroundings(run)
-    runs.check_pair(run.final("teacher"), run.final("teacher"), shared.identity)
-    teacher = runs.load_unet(run, "teacher")
-    student = compress.compress(teacher, run.preset.kd.variant, str(run.final("teacher") / "unet"))
-
-    def fill(folder: Path) -> None:
-        student.save_pretrained(folder / "unet")
-        checkpoints.write_json(
-            folder / "stage.json", {"identity": shared.identity, "variant": run.preset.kd.variant}
-        )
-
-    checkpoints.publish_folder(run.stage("bk-init") / "final", fill)
-    count = sum(p.numel() for p in student.parameters())
-    session.say(
-        f"bk-init: {run.preset.kd.variant} student, {count:,} parameters, every one copied from the teacher"
-    )
-    return True
-
-
-def train_kd(session: Session) -> bool:
-    """Stage `kd`: stage 1 of EdgeFusion."""
-    run, preset = session.run, session.run.preset
-    shared = _surroundings(run)
-    runs.check_pair(run.final("teacher"), run.final("bk-init"), shared.identity)
-    student = runs.load_unet(run, "bk-init").requires_grad_(True)
-    _spare_memory(student, preset.kd.training)
-    source = runs.load_source(run, shared.autoencoder, shared.tokenizer)
-    scheduler = networks.noise_schedule(preset.schedule)
-    teacher = runs.load_unet(run, "teacher")
-    stage = Distillation(preset.kd, student, teacher, shared.text_encoder, scheduler, source)
-
-    def publish(folder: Path) -> dict[str, Any]:
-        student.cpu().save_pretrained(folder / "unet")
-        return {"identity": shared.identity}
-
-    return _run_stage(session, stage, publish)
-
-
-def train_lcm(session: Session, *, teacher: str = "teacher", student: str = "kd") -> bool:
-    """Stage `lcm`: stage 2 of EdgeFusion.
-
-    `teacher` and `student` name stages: experiments pair others than the paper's.
-    """
-    run, preset = session.run, session.run.preset
-    shared = _surroundings(run)
-    runs.check_pair(run.final(teacher), run.final(student), shared.identity)
-    pupil = add_guidance_input(runs.load_unet(run, student), preset.lcm.cond_dim).requires_grad_(True)
-    _spare_memory(pupil, preset.lcm.training)
-    source = runs.load_source(run, shared.autoencoder, shared.tokenizer)
-    trio = (pupil, runs.load_unet(run, teacher), shared.text_encoder)
-    scheduler, empty = networks.noise_schedule(preset.schedule), text.tokenize(shared.tokenizer, [""])
-    stage = ConsistencyDistillation(preset.lcm, preset.schedule, trio, scheduler, source, empty)
-    stage.name = lcm_name(teacher, student)
-
-    def publish(folder: Path) -> dict[str, Any]:
-        stage.companion.cpu().save_pretrained(folder / "unet")  # the moving average is what ships
-        return {"identity": shared.identity, "teacher": teacher, "student": student}
-
-    return _run_stage(session, stage, publish)
-
-
-def lcm_name(teacher: str, student: str) -> str:
-    """The stage's folder: `lcm` for the paper's pairing, else one that names the pair."""
-    return "lcm" if (teacher, student) == ("teacher", "kd") else f"lcm-from-{teacher}-into-{student}"
-
-
-def _spare_memory(network: Any, training: Training) -> None:
-    if training.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+    return complete(session, stage, publish)
 
 
 ORDER: dict[str, Callable[[Session], bool]] = {

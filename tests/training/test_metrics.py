@@ -38,3 +38,29 @@ def test_a_constant_difference_has_no_width_and_a_noisy_one_covers_its_mean() ->
     assert paired_bootstrap(a + 0.25, a) == pytest.approx((0.25, 0.25, 0.25))
     mean, low, high = paired_bootstrap(a + np.random.default_rng(1).normal(0.1, 1, 100), a)
     assert low < mean < high
+
+
+def test_few_pictures_of_many_features_are_measured_by_their_products_and_by_their_covariances_alike() -> (
+    None
+):
+    from scipy import linalg
+
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(12, 20)), rng.normal(0.5, 2, (15, 20))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(linalg.sqrtm(cov_a).real @ cov_b @ linalg.sqrtm(cov_a).real).real
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    expected = shift @ shift + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-3)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_many_pictures_agree_with_the_root_of_the_product_of_covariances() -> None:
+    from scipy import linalg
+
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)), rng.normal(1, 2, (200, 6))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    expected = shift @ shift + np.trace(cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real)
+    assert frechet_distance(a, b) == pytest.approx(expected)

@@ -85,7 +85,8 @@ def test_claims_train_both_rivals_and_give_intervals(rehearsed: dict[str, tuple[
     assert len(report) == 2
     for rows in report.values():
         for row in rows.values():
-            assert all(low <= mean <= high for mean, low, high in row.values())
+            assert all(low <= mean <= high for mean, low, high in (row["attributes"], row["all right"]))
+            assert sum(row["automatic judge"].values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_an_unfinished_run_does_not_ship(tmp_path: Path) -> None:

@@ -18,14 +18,17 @@ Rows = NDArray[np.float64]
 def frechet_distance(a: Rows, b: Rows) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the Gaussians fitted to two sets of features.
 
-    The trace of the root is taken from the singular values of A^(1/2) B^(1/2), which are never negative.
-    Source: Heusel et al. 2017, section 4.
+    The trace of the root is a sum of singular values, which are never negative: of A^(1/2) B^(1/2), or, where there are fewer
+    pictures than features, of X Y' (X, Y: centred rows over the root of their number less one, so that A = X' X and B = Y' Y), which
+    has the same ones and is smaller. Source: Heusel et al. 2017, section 4.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    root = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
+    x, y = ((rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1) for rows in (a, b))
+    few = min(len(a), len(b)) < a.shape[1]
+    product = x @ y.T if few else _root(x.T @ x) @ _root(y.T @ y)
+    root = np.linalg.svd(product, compute_uv=False).sum()
     shift = a.mean(axis=0) - b.mean(axis=0)
-    return float(max(0.0, shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * root))
+    return float(max(0.0, shift @ shift + (x * x).sum() + (y * y).sum() - 2 * root))
 
 
 def _root(covariance: Rows) -> Rows:
