@@ -24,6 +24,7 @@ def test_every_package_is_in_the_wheel() -> None:
         "execute",
         "training.chain",
         "training.data",
+        "training.grid",
         "training.metrics",
         "models.architectures",
         "lower",

@@ -9,6 +9,8 @@ import typer
 from npusim.training.cli_session import (
     DEFAULT_OUT,
     BudgetOption,
+    ClipOption,
+    InceptionOption,
     OutOption,
     PresetOption,
     ResumeOption,
@@ -44,6 +46,8 @@ def grid(
     resume: ResumeOption = True,
     threads: ThreadsOption = None,
     steps: StepsOption = None,
+    inception: InceptionOption = None,
+    clip: ClipOption = None,
 ) -> None:
     """Train and compare student x teacher x data x steps, as the paper's tables do; run it again to go on."""
     from npusim.training.grid.plan import chosen
@@ -52,6 +56,7 @@ def grid(
     session = open_session(preset, out, seed, budget_minutes, resume, threads, steps)
     from npusim.training.grid.run import run_grid
     from npusim.training.grid.settings import settings_of
+    from npusim.training.metrics.measures import given
 
     settings = settings_of(session.run.preset, teacher_steps, kd_steps, lcm_steps, records)
-    run_grid(session, settings, wanted)
+    run_grid(session, settings, wanted, given(inception, clip))

@@ -154,3 +154,32 @@ def test_a_preset_without_a_world_is_refused(tmp_path: Path) -> None:
         BadInputError, match=r"--preset sd-v1: the grid makes its data .* choose toy or toy-small"
     ):
         run_grid(session, gridable.SETTINGS, chosen(["*"]))
+
+
+@pytest.mark.training
+def test_figures_that_a_users_network_adds_are_judged_again_and_get_their_column(
+    whole: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from npusim.training.grid.cells import Bench
+    from npusim.training.grid.tables import write_tables
+    from npusim.training.metrics.measures import Measures
+    from npusim.training.run import Run
+    from npusim.training.session import Session
+
+    class Clip:
+        def score(self, pictures: Any, captions: list[str]) -> Any:
+            return np.full(len(captions), 0.25)
+
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    run = Run(preset=gridable.tiny(), out=out)
+    assert "CLIP score: not computed" in (out / "grid" / "tables.md").read_text()
+    Bench(Session(run=run), Measures(clip=Clip())).judge("kd-synt-cur", "kd")
+    rows = {row["cell"]: row["figures"] for row in write_tables(run)["seen"]["tables"]["kd"]}
+    assert rows["kd-synt-cur"]["clip_score"] == 0.25
+    assert rows["kd-plain-L-orig"]["clip_score"] == "not computed"
+    text = (out / "grid" / "tables.md").read_text()
+    assert "| classifier FID | CLIP score |" in text
+    assert "| 0.25 |" in text

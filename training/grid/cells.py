@@ -17,6 +17,7 @@ from npusim.training.evaluate import Correct, Examination, line
 from npusim.training.grid.data import load_pool
 from npusim.training.grid.plan import CELLS, Cell, Kind
 from npusim.training.grid.settings import GridSettings, grid_folder
+from npusim.training.metrics.measures import NOT_COMPUTED, NOTHING, Measures
 from npusim.training.run import Run
 from npusim.training.sample import Contender, Studio, save_sheet
 from npusim.training.session import Session, complete, fresh
@@ -87,15 +88,15 @@ def _train_plain_teacher(session: Session, settings: GridSettings, cell: Cell, s
 class Bench:
     """Judges cells, each on the same prompts and noise; keeps figures and what was right per prompt."""
 
-    def __init__(self, session: Session) -> None:
-        self._session, self._run = session, session.run
+    def __init__(self, session: Session, measures: Measures = NOTHING) -> None:
+        self._session, self._run, self._measures = session, session.run, measures
         self._examinations: list[Examination] = []
 
     def judge(self, name: str, kind: Kind) -> None:
         """Judge a finished cell (or a stage of the run) unless that was done."""
         run, path = self._run, judged_path(self._run, name)
         steps = step_counts(run, kind)
-        if path.is_file() or not steps:
+        if not steps or (self._session.resume and self._judged(path)):
             return
         figures: dict[str, Any] = {}
         for examination in self._opened():
@@ -108,11 +109,22 @@ class Bench:
                     save_sheet(path.with_name(f"{name}-{count}.png"), pictures[:SHEET])
         checkpoints.write_json(path, figures)
 
+    def _judged(self, path: Path) -> bool:
+        """Whether the figures are there, with all that the user's networks can add."""
+        if not path.is_file():
+            return False
+        taken = [
+            figures for by_steps in checkpoints.read_json(path).values() for figures in by_steps.values()
+        ]
+        return all(figures.get(name) != NOT_COMPUTED for figures in taken for name in self._measures.names())
+
     def _opened(self) -> list[Examination]:
         if not self._examinations:
             run = self._run
             studio = Studio(run)
-            self._examinations = [Examination(run, studio, name) for name in run.world().tested]
+            self._examinations = [
+                Examination(run, studio, name, self._measures) for name in run.world().tested
+            ]
         return self._examinations
 
 

@@ -12,6 +12,7 @@ from npusim.training.grid.data import make_data
 from npusim.training.grid.plan import BETTER, CELLS, Cell
 from npusim.training.grid.settings import GridSettings, grid_folder, open_grid
 from npusim.training.grid.tables import write_tables
+from npusim.training.metrics.measures import NOTHING, Measures
 from npusim.training.session import Session
 from npusim.training.stages import run_stage
 
@@ -19,7 +20,9 @@ SHARED = ("classifier", "vae", "teacher", "bk-init")
 """Stages of the run that every cell takes; trained first where they are missing."""
 
 
-def run_grid(session: Session, settings: GridSettings, cells: list[Cell]) -> dict[str, Any] | None:
+def run_grid(
+    session: Session, settings: GridSettings, cells: list[Cell], measures: Measures = NOTHING
+) -> dict[str, Any] | None:
     """Train and judge these cells until the budget is spent; write the tables after each.
 
     Returns:
@@ -33,11 +36,11 @@ def run_grid(session: Session, settings: GridSettings, cells: list[Cell]) -> dic
         raise BadInputError(
             f"--preset {run.preset.name}: the grid makes its data from a procedural world and its classifier; choose toy or toy-small"
         )
-    if not all(run_stage(session, stage) for stage in SHARED):
+    if not all(run.finished(stage) or run_stage(session, stage) for stage in SHARED):
         return None
     open_grid(run, settings)
     make_data(session, settings)
-    bench = Bench(session)
+    bench = Bench(session, measures)
     bench.judge(BETTER, "teacher")
     for cell in cells:
         if session.budget.spent():

@@ -15,6 +15,9 @@ from npusim.training.metrics.measures import NOT_COMPUTED
 from npusim.training.metrics.paired import JUDGE, compare_correct, with_interval
 from npusim.training.run import Run
 
+GIVEN = {"is": "IS", "fid": "FID", "clip_score": "CLIP score"}
+"""Measures that are computed only where their networks are given; a table without any leaves their columns out."""
+
 
 def _row(run: Run, combinations: Combinations, cell: str, steps: int) -> dict[str, Any] | None:
     """A cell's figures at one step count, with the intervals of its two shares; None while it is not judged."""
@@ -27,6 +30,7 @@ def _row(run: Run, combinations: Combinations, cell: str, steps: int) -> dict[st
         "all right": with_interval(np.asarray(correct.all(axis=1), np.float64)),
         "classifier_is": figures["classifier_is"],
         "classifier_fid": figures["classifier_fid"],
+        **{name: figures[name] for name in GIVEN},
     }
 
 
@@ -91,9 +95,9 @@ def markdown(combinations: str, found: dict[str, Any], layout: tuple[Table, ...]
     """The tables of one set of combinations as Markdown."""
     lines = [f"## Judged on {combinations} combinations", ""]
     for table in layout:
-        lines += [f"### {table.title}", "", "| | attributes | all right | classifier IS | classifier FID |"]
-        lines += ["|---|---|---|---|---|"]
-        lines += [_line(entry) for entry in found["tables"][table.name]] + [""]
+        lines += [f"### {table.title}", "", *_table_lines(found["tables"][table.name]), ""]
+    if not any(_given(found["tables"][table.name]) for table in layout):
+        lines += [f"IS, FID and CLIP score: {NOT_COMPUTED} (give --inception, --clip).", ""]
     lines += ["### Comparisons", ""]
     lines += [
         "| claim | steps | attributes, points | all right, points | automatic judge: ours / tie / rival | the paper |"
@@ -104,12 +108,26 @@ def markdown(combinations: str, found: dict[str, Any], layout: tuple[Table, ...]
     return "\n".join([*lines, ""])
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _given(entries: list[dict[str, Any]]) -> dict[str, str]:
+    """The measures on the user's networks that were computed for any of these rows: name and title."""
+    figures = [entry["figures"] for entry in entries if entry["figures"] is not None]
+    return {name: title for name, title in GIVEN.items() if any(row[name] != NOT_COMPUTED for row in figures)}
+
+
+def _table_lines(entries: list[dict[str, Any]]) -> list[str]:
+    given = _given(entries)
+    titles = ["attributes", "all right", "classifier IS", "classifier FID", *given.values()]
+    head = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    return head + [_line(entry, tuple(given)) for entry in entries]
+
+
+def _line(entry: dict[str, Any], given: tuple[str, ...]) -> str:
     figures = entry["figures"]
     if figures is None:
-        return f"| {entry['row']} | {NOT_COMPUTED} | | | |"
-    shares = " | ".join(_percent(figures[key]) for key in ("attributes", "all right"))
-    return f"| {entry['row']} | {shares} | {figures['classifier_is']} | {figures['classifier_fid']} |"
+        return f"| {entry['row']} | {NOT_COMPUTED} |" + " |" * (3 + len(given))
+    shares = [_percent(figures[key]) for key in ("attributes", "all right")]
+    others = [str(figures[key]) for key in ("classifier_is", "classifier_fid", *given)]
+    return "| " + " | ".join([entry["row"], *shares, *others]) + " |"
 
 
 def _comparison_lines(entry: dict[str, Any]) -> list[str]:

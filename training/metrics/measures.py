@@ -40,6 +40,12 @@ class Measures:
             found["clip_score"] = round(float(self.clip.score(pictures, captions).mean()), 5)
         return found
 
+    def names(self) -> tuple[str, ...]:
+        """Which figures can be computed with what was given."""
+        return (("is", "fid") if self.inception is not None else ()) + (
+            ("clip_score",) if self.clip is not None else ()
+        )
+
     def missing(self) -> str:
         """A sentence on what was not computed and how to have it, empty if all was."""
         wanted = {"IS and FID": ("--inception", self.inception), "CLIP score": ("--clip", self.clip)}
