@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from npusim.errors import CheckFailedError, NpusimError
+from npusim.errors import BadInputError, CheckFailedError, NpusimError
 from npusim.training.cli_data import app as data_app
 from npusim.training.cli_grid import grid
 from npusim.training.cli_session import (
@@ -26,6 +26,7 @@ from npusim.training.cli_session import (
     ThreadsOption,
     need,
     open_session,
+    prepare,
 )
 
 if TYPE_CHECKING:
@@ -174,13 +175,45 @@ def evaluate(
     steps: StepsOption = None,
     inception: InceptionOption = None,
     clip: ClipOption = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="measure this folder of pictures instead of a run")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="real pictures, for the FID of --pictures")
+    ] = None,
 ) -> None:
     """Judge every network of the run on the same prompts and noise; IS, FID and CLIP score where their networks are given."""
+    if pictures is not None and inception is None and clip is None:
+        raise BadInputError(
+            "--pictures: nothing to measure with; give --inception FILE, --clip FOLDER, or both"
+        )
+    if pictures is not None:
+        _measure(pictures, reference, inception, clip, threads)
+        return
+    if reference is not None:
+        raise BadInputError("--reference: goes with --pictures; a run is compared with renders of its world")
     session = open_session(preset, out, seed, threads=threads, steps=steps)
     from npusim.training.evaluate import evaluate_run
     from npusim.training.metrics.measures import given
 
     evaluate_run(session, given(inception, clip))
+
+
+def _measure(
+    pictures: Path, reference: Path | None, inception: Path | None, clip: Path | None, threads: int | None
+) -> None:
+    """Print the figures of a folder of pictures as JSON, what is missing on the error stream."""
+    import json
+
+    prepare(threads)
+    from npusim.training.metrics.folder import measure_folder
+    from npusim.training.metrics.measures import given
+
+    measures = given(inception, clip)
+    found = measure_folder(pictures, reference, measures, lambda text: typer.echo(text, err=True))
+    typer.echo(json.dumps(found, indent=1))
+    if measures.missing():
+        typer.echo(measures.missing(), err=True)
 
 
 @app.command()

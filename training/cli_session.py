@@ -53,6 +53,20 @@ def need(*packages: str) -> None:
             raise MissingExtraError(package, "training")
 
 
+def prepare(threads: int | None) -> None:
+    """Check that the extra is installed, keep libraries off the net and silent, and set the threads."""
+    import os
+
+    need("torch", "diffusers", "transformers", "accelerate", "safetensors", "PIL", "scipy")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is ever fetched
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def open_session(
     preset: str,
     out: Path,
@@ -66,25 +80,15 @@ def open_session(
     precision: str | None = None,
 ) -> Session:
     """Open (or create) the run's folder with these settings."""
-    import os
-
     from npusim.training.config import in_precision, shortened
     from npusim.training.config import preset as named
 
     chosen = named(preset)
-    need("torch", "diffusers", "transformers", "accelerate", "safetensors", "PIL", "scipy")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is ever fetched
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
+    prepare(threads)
     from npusim.training.loop import Budget
     from npusim.training.run import Run, open_run
     from npusim.training.session import Session
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     if steps is not None:
         chosen = shortened(chosen, steps)
     if precision is not None:

@@ -207,3 +207,99 @@ def test_a_clip_folder_that_is_none_is_a_sentence(clip_folder: Path, tmp_path: P
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes())
     with pytest.raises(BadInputError, match=r"holds neither tokenizer\.json nor vocab\.json; save the whole"):
         given(None, tmp_path)
+
+
+def _drawn(folder: Path, count: int, side: int = 24) -> Path:
+    """A folder of noise with captions."""
+    import json
+
+    from PIL import Image
+
+    rng = np.random.default_rng(count)
+    rows = []
+    folder.mkdir()
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+        rows.append({"file_name": f"{index}.png", "text": "small red circle"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _evaluate(*words: object) -> Any:
+    from typer.testing import CliRunner
+
+    from npusim.training.cli import app
+
+    return CliRunner().invoke(app, ["evaluate", *map(str, words)], catch_exceptions=False)
+
+
+def test_a_folder_is_measured_as_its_pictures_are_and_what_is_missing_is_said(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    import json
+
+    from PIL import Image
+
+    folder = _drawn(tmp_path / "drawn", 35)  # more than one batch
+    answer = _evaluate("--pictures", folder, "--clip", clip_folder)
+    assert answer.exit_code == 0
+    found = json.loads(answer.stdout)
+    pictures = torch.stack(
+        [
+            torch.from_numpy(np.asarray(Image.open(folder / f"{i}.png"), np.float32)).permute(2, 0, 1) / 127.5
+            - 1
+            for i in range(35)
+        ]
+    )
+    expected = given(None, clip_folder).figures(pictures, ["small red circle"] * 35)
+    assert found == {"pictures": 35, **expected}
+    assert "IS and FID: not computed (give --inception)" in answer.stderr
+
+
+def test_a_folder_is_at_no_distance_from_itself(tmp_path: Path) -> None:
+    from npusim.training.metrics.folder import measure_folder
+
+    ours, theirs = _drawn(tmp_path / "ours", 40), _drawn(tmp_path / "theirs", 30, 16)
+    (theirs / "metadata.jsonl").unlink()
+    measures = Measures(inception=_OneHot(), clip=None)
+    assert measure_folder(ours, ours, measures, print)["fid"] == pytest.approx(0, abs=1e-6)
+    apart = measure_folder(ours, theirs, measures, print)
+    assert apart["fid"] > 0
+    assert apart["is"] == pytest.approx(4, abs=0.01)  # ten parts of four pictures of four classes
+    assert measure_folder(ours, None, measures, print)["fid"] == NOT_COMPUTED
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (
+            lambda f: (f / "3.png").write_bytes(b"no"),
+            r"3\.png: 3\.png is not a picture .*; remove it, or draw",
+        ),
+        (lambda f: (f / "3.png").unlink(), r"3\.png does not exist; remove it, or draw it again"),
+        (
+            lambda f: (f / "metadata.jsonl").write_text("{}"),
+            r"metadata\.jsonl: each line must be JSON with file_name",
+        ),
+        (lambda f: (f / "metadata.jsonl").write_text(""), r"metadata\.jsonl: holds no pictures"),
+        (lambda f: [path.unlink() for path in f.iterdir()], r"drawn: holds no pictures; give one with"),
+        (lambda f: f.rename(f.with_name("gone")), r"drawn: no such folder"),
+    ],
+    ids=["damaged", "missing", "no keys", "empty listing", "empty folder", "no folder"],
+)
+def test_a_folder_that_cannot_be_measured_is_a_sentence(prepare: Any, sentence: str, tmp_path: Path) -> None:
+    from npusim.training.metrics.folder import measure_folder
+
+    folder = _drawn(tmp_path / "drawn", 5)
+    prepare(folder)
+    with pytest.raises(BadInputError, match=sentence):
+        measure_folder(folder, None, Measures(inception=_OneHot()), print)
+
+
+def test_measuring_with_nothing_and_comparing_nothing_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInputError, match="--pictures: nothing to measure with; give --inception FILE, --clip"
+    ):
+        _evaluate("--pictures", tmp_path)
+    with pytest.raises(BadInputError, match="--reference: goes with --pictures"):
+        _evaluate("--reference", tmp_path)

@@ -5,6 +5,7 @@ A batch is a function of its address (seed, stage, step, micro-batch, process).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +87,25 @@ def stored_pool(path: Path, key: str, build: Callable[[], Pool]) -> Pool:
     return pool
 
 
+def captioned(folder: Path) -> list[tuple[Path, str]]:
+    """Pictures of an imagefolder with their captions, as its metadata.jsonl lists them (file_name, text).
+
+    Raises:
+        BadInputError: no metadata.jsonl, a line of it that has not both keys, or none at all.
+    """
+    listing = folder / "metadata.jsonl"
+    try:
+        rows = [json.loads(line) for line in listing.read_text().splitlines() if line.strip()]
+        found = [(folder / row["file_name"], str(row["text"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{listing}: each line must be JSON with file_name and text ({error}); give an imagefolder"
+        ) from error
+    if not found:
+        raise BadInputError(f"{listing}: holds no pictures; give an imagefolder with at least one line")
+    return found
+
+
 class Folder:
     """An imagefolder with metadata.jsonl (file_name, text): centre crop, flip half, encode as they come.
 
@@ -93,22 +113,8 @@ class Folder:
     """
 
     def __init__(self, folder: Path, network: Any, tokenizer: Any, resolution: int) -> None:
-        """Raises BadInputError: no metadata.jsonl, or a line of it that has not both keys."""
-        import json
-
-        listing = folder / "metadata.jsonl"
-        try:
-            rows = [json.loads(line) for line in listing.read_text().splitlines() if line.strip()]
-            self._rows = [(folder / row["file_name"], str(row["text"])) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInputError(
-                f"{listing}: each line must be JSON with file_name and text ({error}); "
-                "give --data an imagefolder"
-            ) from error
-        if not self._rows:
-            raise BadInputError(
-                f"{listing}: holds no pictures; give --data an imagefolder with at least one line"
-            )
+        """Raises BadInputError: see `captioned`."""
+        self._rows = captioned(folder)
         self._vae, self._tokenizer, self._resolution = network, tokenizer, resolution
 
     def batch(self, draw: Draw, size: int) -> tuple[Any, Any]:
