@@ -239,7 +239,9 @@ def _toy() -> Preset:
                 steps=3400, batch=64, optimiser=Optimiser(lr=1.2e-3, warmup_steps=100), ema=0.998
             ),
         ),
-        kd=KdStage(training=Training(steps=700, batch=64, optimiser=Optimiser(lr=5e-4), ema=0.99)),
+        kd=KdStage(
+            training=Training(steps=1500, batch=64, optimiser=Optimiser(lr=1e-3, warmup_steps=50), ema=0.99)
+        ),
         lcm=LcmStage(
             training=Training(steps=900, batch=64, optimiser=Optimiser(lr=3e-4, weight_decay=0.0)),
             w_range=(1.0, 5.0),
