@@ -49,3 +49,19 @@ def _print_one(one: dict[str, Any], console: Console) -> None:
     for row in made_of:
         changed = "" if row["found"] else " [bold](gone, or changed since)[/bold]"
         console.print(f"  made of {escape(row['folder'])} ({row['step']}, {row['kept']:,} kept){changed}")
+
+
+def print_coverage(
+    asked: dict[str, dict[str, int]], there: dict[str, dict[str, int]], console: Console | None = None
+) -> None:
+    """The coverage table: how often each value was asked for, and how often it is in the variant."""
+    table = Table("attribute", "value", box=None, header_style="bold")
+    for name in ("asked for", "there", "share"):
+        table.add_column(name, justify="right")
+    for attribute, values in asked.items():
+        total = sum(there.get(attribute, {}).values())
+        for value, number in values.items():
+            found = there.get(attribute, {}).get(value, 0)
+            share = f"{found / total:.1%}" if total else "-"
+            table.add_row(escape(attribute), escape(value), f"{number:,}", f"{found:,}", share)
+    (console or Console()).print(table)

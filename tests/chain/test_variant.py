@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -135,6 +135,7 @@ def test_other_files_other_settings_and_unfinished_parents_are_refused(begun: Be
         open_variant(variant.folder)
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 200), junk=st.binary(max_size=20))
 def test_a_log_keeps_every_whole_line_wherever_it_was_cut(
     tmp_path_factory: pytest.TempPathFactory, cut: int, junk: bytes
@@ -189,6 +190,7 @@ def test_verify_names_the_file_that_was_changed_or_lost(begun: Begun) -> None:
     assert "2 pictures are not as recorded" in str(result.exception)
 
 
+@settings(deadline=None)
 @given(name=st.text(max_size=12))
 def test_no_name_leads_out_of_the_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.getbasetemp()

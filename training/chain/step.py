@@ -66,12 +66,44 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A step on a parent's records, writing pictures into the child: what workers run."""
+    """Outcomes to records of the child, with their pictures: what of a step does not depend on which it is."""
 
-    step: Step
+    step: str
     parent: Path
     child: Path
     settings: str
+
+    def record(self, record: Record, outcome: Outcome) -> Record:
+        """The child's record of the parent's."""
+        made = record.model_copy(
+            update={
+                "id": record_id(self.step, self.settings, record.id),
+                "parent": record.id,
+                "step": self.step,
+                "settings": self.settings,
+                "caption": record.caption if outcome.caption is None else outcome.caption,
+                "caption_source": outcome.caption_source or record.caption_source,
+                "details": dict(outcome.details),
+                "cause": outcome.cause,
+                "reason": outcome.reason,
+            }
+        )
+        if outcome.cause:
+            return made
+        if outcome.picture is None:
+            return adopted(made, self.parent, self.child)
+        name = picture_name(made.id, pictures.suffix_for(Path(record.file)))
+        pictures.save(outcome.picture, self.child / name)
+        size = {"width": outcome.picture.width, "height": outcome.picture.height}
+        return made.model_copy(update={"file": name, "sha256": file_sha256(self.child / name), **size})
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """A step on batches of a parent's records: what workers run."""
+
+    step: Step
+    apply: Application
     max_pixels: int = pictures.MAX_PIXELS
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
@@ -84,44 +116,19 @@ class Application:
                 refused[position] = set_aside(error.cause, error.reason)
         outcomes = iter(self.step.apply(items) if items else [])
         return [
-            self._record(record, refused.get(position) or next(outcomes))
+            self.apply.record(record, refused.get(position) or next(outcomes))
             for position, record in enumerate(records)
         ]
 
     def _item(self, record: Record) -> Item:
-        path = inside(self.parent, record.file)
+        path = inside(self.apply.parent, record.file)
         if path is None:
+            name = self.apply.parent.name
             raise pictures.UnusablePictureError(
-                "outside",
-                f"{record.file!r} is not inside {self.parent.name}; only files of the variant are read",
+                "outside", f"{record.file!r} is not inside {name}; only files of the variant are read"
             )
         needed = self.step.reads == "picture"
         return Item(record, path, pictures.load(path, self.max_pixels) if needed else None)
-
-    def _record(self, record: Record, outcome: Outcome) -> Record:
-        identity = record_id(self.step.name, self.settings, record.id)
-        made = record.model_copy(
-            update={
-                "id": identity,
-                "parent": record.id,
-                "step": self.step.name,
-                "settings": self.settings,
-                "caption": record.caption if outcome.caption is None else outcome.caption,
-                "caption_source": outcome.caption_source or record.caption_source,
-                "details": dict(outcome.details),
-                "cause": outcome.cause,
-                "reason": outcome.reason,
-            }
-        )
-        return made if outcome.cause else self._with_picture(made, outcome.picture)
-
-    def _with_picture(self, record: Record, picture: Any) -> Record:
-        if picture is None:
-            return adopted(record, self.parent, self.child)
-        name = picture_name(record.id, pictures.suffix_for(self.parent / record.file))
-        pictures.save(picture, self.child / name)
-        size = {"width": picture.width, "height": picture.height}
-        return record.model_copy(update={"file": name, "sha256": file_sha256(self.child / name), **size})
 
 
 def adopted(record: Record, parent: Path, child: Path) -> Record:
@@ -160,8 +167,9 @@ def run_step(step: Step, parent: Variant, out: Path, work: Work) -> Variant:
     if out.resolve() == parent.folder.resolve():
         raise BadInputError(f"--out {out}: is the variant that is read; choose another folder")
     with Builder(out, step.name, step.settings(), [parent]) as builder:
-        apply = Application(step, parent.folder, out, builder.settings_digest, work.max_pixels)
-        fill(builder, apply, parent.kept(), parent.finished.kept, work)
+        apply = Application(step.name, parent.folder, out, builder.settings_digest)
+        function = StepWork(step, apply, work.max_pixels)
+        fill(builder, function, parent.kept(), parent.finished.kept, work)
         return checked(builder.finish())
 
 
@@ -178,7 +186,8 @@ def fill(
     if left <= 0:
         return
     with counter(builder.card.step, total, done=builder.done, quiet=work.quiet) as advance:
-        for made in stream(function, islice(items, builder.done, None), workers=workers):
+        first = builder.done
+        for made in stream(function, islice(items, first, None), workers=workers, first=first):
             for record in made:
                 builder.add(record)
             builder.flush()

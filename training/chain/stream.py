@@ -27,33 +27,36 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def batches(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
-    """The items in lists of at most `size`."""
+def batches(items: Iterable[T], size: int = BATCH, first: int = 0) -> Iterator[list[T]]:
+    """The items in lists of at most `size`, which end at multiples of it if the first item's number is `first`."""
     rest = iter(items)
-    while batch := list(islice(rest, size)):
+    wanted = size - first % size
+    while batch := list(islice(rest, wanted)):
         yield batch
+        wanted = size
 
 
 def stream(
-    function: Callable[[Sequence[T]], list[R]], items: Iterable[T], *, workers: int = 1, batch: int = BATCH
+    function: Callable[[Sequence[T]], list[R]], items: Iterable[T], *, workers: int = 1, first: int = 0
 ) -> Iterator[list[R]]:
     """The function's results, batch by batch, in the items' order.
 
     Args:
         function: picklable if `workers` > 1.
         workers: processes; 1 computes here. They end with this process, however it ends.
+        first: the number of the first item: a resumed run cuts its batches where the killed one did.
 
     Raises:
         BadInputError: a worker was killed (memory, most likely).
     """
     if workers <= 1:
-        yield from (function(chunk) for chunk in batches(items, batch))
+        yield from (function(chunk) for chunk in batches(items, BATCH, first))
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
     flight: deque[Future[list[R]]] = deque()
     try:
-        for chunk in batches(items, batch):
+        for chunk in batches(items, BATCH, first):
             flight.append(pool.submit(function, chunk))
             if len(flight) > 2 * workers:
                 yield flight.popleft().result()

@@ -192,12 +192,14 @@ class Builder:
         card = Card(step=step, settings=plain, settings_digest=self.settings_digest, parents=inputs)
         self.card = self._begun(card)
         self.log = Log(folder / MANIFEST)
+        for path in filter(_left_over, folder.iterdir()):
+            path.unlink()
 
     def _begun(self, wanted: Card) -> Card:
         """The card that stands there, which must be the wanted one; else the wanted one, written."""
         path = self.folder / CARD
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and any(not _left_over(path) for path in self.folder.iterdir()):
                 raise OutputError(
                     f"{self.folder}: holds other files; choose an empty or new folder with --out"
                 )
@@ -256,6 +258,11 @@ class Builder:
     ) -> None:
         """Keep what was added and release the manifest."""
         self.log.close()
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a killed run of ours was writing it: such files are renamed when they are whole."""
+    return path.name.startswith((f".{CARD}.", f".{LISTING}."))
 
 
 def _difference(found: Any, wanted: Any) -> str:

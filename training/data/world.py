@@ -69,6 +69,9 @@ class World(Protocol):
     ) -> Labels:
         """Draw labels, uniformly among these combinations."""
 
+    def seen(self, labels: Labels) -> NDArray[np.bool_]:
+        """Which rows of labels diffusion networks may train on: [N]."""
+
     def captions(self, labels: Labels, rng: np.random.Generator) -> list[str]:
         """Write one caption per row of labels."""
 
@@ -133,6 +136,10 @@ class OneObject:
         """Draw each attribute uniformly; this world withholds nothing, so `combinations` changes nothing."""
         columns = [rng.integers(0, len(a.values), count) for a in self.attributes]
         return np.stack(columns, axis=1)
+
+    def seen(self, labels: Labels) -> NDArray[np.bool_]:
+        """All of them."""
+        return np.ones(len(labels), np.bool_)
 
     def captions(self, labels: Labels, rng: np.random.Generator) -> list[str]:
         """Six words in a fixed order, such as "small red circle top left sand"."""
@@ -238,6 +245,10 @@ class TwoObjects:
                 drawn = drawn[self._withheld(drawn) == (combinations == "held-out")]
             kept.append(drawn)
         return np.concatenate(kept)[:count]
+
+    def seen(self, labels: Labels) -> NDArray[np.bool_]:
+        """Rows without a withheld pair: [N] bool."""
+        return ~self._withheld(labels)
 
     def _noun(self, row: NDArray[np.int64], first: int) -> str:
         """Such as "large striped red star"; `plain` is not said."""
