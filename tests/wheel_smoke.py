@@ -26,6 +26,7 @@ def test_every_package_is_in_the_wheel() -> None:
         "training.data",
         "training.grid",
         "training.metrics",
+        "training.pages",
         "models.architectures",
         "lower",
         "passes",

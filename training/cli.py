@@ -10,6 +10,7 @@ import typer
 from npusim.errors import BadInputError, CheckFailedError, NpusimError
 from npusim.training.cli_data import app as data_app
 from npusim.training.cli_grid import grid
+from npusim.training.cli_pages import prefer
 from npusim.training.cli_session import (
     DEFAULT_OUT,
     BudgetOption,
@@ -36,6 +37,7 @@ app = typer.Typer(
     help="Make the deployed network: compress, distil twice, evaluate, ship.", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
+app.command()(prefer)
 
 
 def _stage(name: str, session: Session) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from npusim.errors import CheckFailedError
 from npusim.training.chain.pictures import MAX_PIXELS
+from npusim.training.cli_pages import curate
 
 if TYPE_CHECKING:
     from npusim.training.chain.step import Step, Work
@@ -221,6 +222,9 @@ def synth(
     made = synthesise(asked, writer, drawer, count, out, work)
     _report(made)
     print_coverage(asked.quotas(), statistics(out)["coverage"])
+
+
+app.command()(curate)
 
 
 @app.command()

@@ -65,3 +65,29 @@ def print_coverage(
             share = f"{found / total:.1%}" if total else "-"
             table.add_row(escape(attribute), escape(value), f"{number:,}", f"{found:,}", share)
     (console or Console()).print(table)
+
+
+def print_preference(found: dict[str, Any], console: Console | None = None) -> None:
+    """The figures of a preference study."""
+    console = console or Console()
+    console.print(f"a: {escape(found['a_set'])}\nb: {escape(found['b_set'])}")
+    asked = f"{found['participants']} participants, {found['pairs']} pairs"
+    console.print(
+        f"{found['comparisons']:,} comparisons ({asked}): a {found['a']}, b {found['b']}, ties {found['ties']}"
+    )
+    if not found["comparisons"]:
+        return
+    wilson, clustered, sides = (
+        _interval(found[key]) for key in ("wilson_95", "clustered_95", "left_wilson_95")
+    )
+    console.print(f"win rate of a, ties split: [bold]{found['win_rate']:.1%}[/bold] (Wilson 95 %: {wilson})")
+    console.print(f"  participants and pairs drawn again: {clustered}")
+    console.print(f"  exact test against one half, without ties: p = {found['p_value']:.3g}")
+    balance = f"a was on the left in {found['a_shown_left']} of {found['comparisons']:,}"
+    console.print(
+        f"left preferred: {found['left_rate']:.1%} ({sides}; p = {found['left_p_value']:.3g}); {balance}"
+    )
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:.1%} to {bounds[1]:.1%}"

@@ -40,9 +40,12 @@ def _networks() -> None:
     """Before a local network is read: the packages it needs; nothing is ever fetched."""
     require("torch", "diffusers", "transformers", "safetensors")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils.logging import disable_progress_bar
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    disable_progress_bar()
+    for logging in (transformers_logging, diffusers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _one_of(option: str, value: str, allowed: Mapping[str, bool], folder: Path | None, what: str) -> Path:

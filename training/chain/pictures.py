@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -104,3 +105,14 @@ def suffix_for(path: Path) -> str:
     """What a changed picture is stored as: as its source where that is a format to keep, else PNG."""
     known = path.suffix.lower()
     return {".jpeg": ".jpg"}.get(known, known) if known in (".jpg", ".jpeg", ".png", ".webp") else ".png"
+
+
+def as_png(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """A picture of any kind as PNG bytes, for viewers that do not know its kind.
+
+    Raises:
+        UnusablePictureError: see `opened`.
+    """
+    buffer = io.BytesIO()
+    load(path, max_pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -109,7 +109,7 @@ class AttributeJudge:
         world, least = self.reader.world, int(np.argmin(chances))
         if chances[least] < self.sure:
             attribute = world.attributes[least].name
-            reason = f"{attribute} cannot be read ({chances[least]:.2f}, {self.sure} is asked for)"
+            reason = f"{attribute} cannot be read ({chances[least]:.2f}, {self.sure:.2f} is asked for)"
             return set_aside("artefact", reason, read=dict(named(world, seen.tolist())))
         asked = labels_of(world, item.record.attributes)
         if asked is None or asked == seen.tolist():
