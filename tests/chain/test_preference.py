@@ -52,7 +52,9 @@ def test_wilson_bounds_solve_their_equation_and_mirror(successes: int, count: in
     share = successes / count
     assert low - 1e-12 <= share <= high + 1e-12
     for bound in {low, high} - {0.0, 1.0}:
-        assert (share - bound) ** 2 == pytest.approx(1.959963984540054**2 * bound * (1 - bound) / count, abs=1e-9)
+        assert (share - bound) ** 2 == pytest.approx(
+            1.959963984540054**2 * bound * (1 - bound) / count, abs=1e-9
+        )
     assert wilson_interval(count - successes, count) == pytest.approx((1 - high, 1 - low))
 
 

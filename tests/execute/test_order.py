@@ -106,7 +106,9 @@ def test_ctrl_c_waits_for_commands_that_had_begun(monkeypatch: pytest.MonkeyPatc
         ended.append(command)
 
     together = threading.Barrier(2, timeout=30)
-    run_in_order(program([[], []]), "parallel", 0, lambda _: together.wait() and None, workers)  # starts both threads
+    run_in_order(
+        program([[], []]), "parallel", 0, lambda _: together.wait() and None, workers
+    )  # starts both threads
     monkeypatch.setattr(threading.Event, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_in_order(program([[], *([i] for i in range(200))]), "parallel", 0, run, workers)

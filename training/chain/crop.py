@@ -42,7 +42,7 @@ class GradientEnergy:
         return np.asarray([self._energy(crop) for crop in crops], np.float64)
 
     def _energy(self, crop: Any) -> float:
-        grey = np.asarray(crop.convert("L").reduce(max(1, min(crop.size) // 64)), np.float32)
+        grey = np.asarray(crop.reduce(max(1, min(crop.size) // 64)).convert("L"), np.float32)
         down, right = np.diff(grey, axis=0), np.diff(grey, axis=1)
         return float(np.mean(down * down) if down.size else 0) + float(
             np.mean(right * right) if right.size else 0

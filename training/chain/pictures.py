@@ -70,7 +70,9 @@ def load(path: Path, max_pixels: int = MAX_PIXELS) -> Any:
     from PIL import ImageOps
 
     with opened(path, max_pixels) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image.load()
+        upright = ImageOps.exif_transpose(image) if turned(image) else image
+        return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def turned(image: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,8 @@ from npusim.training.chain.stream import stream
 from npusim.training.chain.variant import Builder, Variant, file_sha256, inside, link, picture_name
 
 T = TypeVar("T")
+_PIXELS_AT_ONCE = 1 << 22
+"""Of decoded pictures that a step is given together (or one larger one)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,22 @@ class StepWork:
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
         """The child's records."""
+        return [made for part in self._parts(records) for made in self._applied(part)]
+
+    def _parts(self, records: Sequence[Record]) -> Iterator[list[Record]]:
+        """The records in runs whose pictures fit in memory together."""
+        part: list[Record] = []
+        pixels = 0
+        for record in records:
+            size = record.width * record.height if self.step.reads == "picture" else 0
+            if part and pixels + size > _PIXELS_AT_ONCE:
+                yield part
+                part, pixels = [], 0
+            part.append(record)
+            pixels += size
+        yield part
+
+    def _applied(self, records: Sequence[Record]) -> list[Record]:
         items, refused = [], {}
         for position, record in enumerate(records):
             try:

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -123,8 +124,13 @@ def inside(folder: Path, name: str) -> Path | None:
     if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
         return None
     path = folder / pure
-    real = Path(os.path.realpath(path))
-    return path if real.is_relative_to(os.path.realpath(folder)) else None
+    return path if os.path.realpath(path).startswith(_real(folder)) else None
+
+
+@lru_cache(maxsize=64)
+def _real(folder: Path) -> str:
+    """The folder's place, links followed, with a slash at its end."""
+    return os.path.join(os.path.realpath(folder), "")
 
 
 def read_card(folder: Path) -> Card:
@@ -299,8 +305,10 @@ def link(source: Path, target: Path) -> None:
         OutputError: neither works.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a killed run may have been here
+        try:
+            target.unlink()  # a killed run may have been here
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source, target)
         except OSError:  # another file system, or one without links
