@@ -27,7 +27,8 @@ from npusim.training.chain.variant import Variant  # noqa: E402
 from npusim.training.config import preset, shortened  # noqa: E402
 from npusim.training.data.world import world  # noqa: E402
 from npusim.training.run import Run, open_run  # noqa: E402
-from npusim.training.stages import Session, train_classifier  # noqa: E402
+from npusim.training.session import Session  # noqa: E402
+from npusim.training.stages import train_classifier  # noqa: E402
 from npusim.training.text import build_tokenizer  # noqa: E402
 
 from .conftest import QUIET, scene, write_folder  # noqa: E402

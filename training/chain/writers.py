@@ -17,7 +17,7 @@ CAPTION_TOKENS = 60
 PROMPT_TOKENS = 60
 
 
-def loaded(folder: Path, kinds: Sequence[Any], what: str) -> list[Any]:
+def _loaded(folder: Path, kinds: Sequence[Any], what: str) -> list[Any]:
     """What each of these classes reads from a local folder.
 
     Raises:
@@ -47,7 +47,7 @@ class VisionLanguageCaptioner:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         kinds = (AutoModelForImageTextToText, AutoProcessor)
-        model, processor = loaded(folder, kinds, "a vision-language model with its processor")
+        model, processor = _loaded(folder, kinds, "a vision-language model with its processor")
         return cls(model.eval(), processor, f"{type(model).__name__} {folder.name}", instruction)
 
     def caption(self, shown: Sequence[Any], records: Sequence[Record]) -> list[str | None]:
@@ -86,7 +86,7 @@ class LanguageModelPrompter:
         """From a local folder."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model, tokenizer = loaded(
+        model, tokenizer = _loaded(
             folder, (AutoModelForCausalLM, AutoTokenizer), "a causal language model with its tokenizer"
         )
         return cls(model.eval(), tokenizer, f"{type(model).__name__} {folder.name}", seed)

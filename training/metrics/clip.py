@@ -5,6 +5,7 @@ Source: Hessel et al. 2021 (without their rescaling by 2.5); BK-SDM and EdgeFusi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +48,45 @@ class ClipScorer:
             for key, default in (("image_mean", MEAN), ("image_std", DEVIATION))
         )
 
+    @property
+    def side(self) -> int:
+        """Pixels of the squares that the model reads."""
+        return int(self._model.config.vision_config.image_size)
+
     def score(self, pictures: Any, captions: list[str]) -> NDArray[np.float64]:
         """Cosine of each picture [N, 3, H, W], -1 to 1, with its caption: [N]."""
-        cosines = []
-        with torch.no_grad():
-            for first in range(0, len(captions), 32):
-                shown = self._prepared(pictures[first : first + 32])
-                words = self._tokenizer(
-                    captions[first : first + 32],
-                    padding="max_length",
-                    truncation=True,
-                    max_length=self._model.config.text_config.max_position_embeddings,
-                    return_tensors="pt",
-                )
-                answer = self._model(
+        cosines = [
+            (answer.image_embeds * answer.text_embeds).sum(dim=1)
+            for answer in self._answers(pictures, captions)
+        ]
+        return np.asarray(torch.cat(cosines).double().numpy())
+
+    def embed(self, pictures: Any) -> NDArray[np.float32]:
+        """Unit vectors [N, D] of pictures [N, 3, H, W], -1 to 1."""
+        rows = [answer.image_embeds for answer in self._answers(pictures, [""] * len(pictures))]
+        return np.asarray(torch.cat(rows).float().numpy())
+
+    def _answers(self, pictures: Any, captions: list[str]) -> Iterator[Any]:
+        """What the model makes of 32 pictures and captions at a time."""
+        for first in range(0, len(captions), 32):
+            words = self._tokenizer(
+                captions[first : first + 32],
+                padding="max_length",
+                truncation=True,
+                max_length=self._model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            )
+            shown = self._prepared(pictures[first : first + 32])
+            with torch.no_grad():
+                yield self._model(
                     input_ids=words.input_ids, attention_mask=words.attention_mask, pixel_values=shown
                 )
-                cosines.append((answer.image_embeds * answer.text_embeds).sum(dim=1))
-        return np.asarray(torch.cat(cosines).double().numpy())
 
     def _prepared(self, pictures: Any) -> Any:
         """Resized by Pillow (bicubic, shorter side), centre crop, normalised: as CLIP's own preprocessing."""
         from PIL import Image, ImageOps
 
-        side = int(self._model.config.vision_config.image_size)
+        side = self.side
         values = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         resized = [
             ImageOps.fit(Image.fromarray(value), (side, side), Image.Resampling.BICUBIC) for value in values
