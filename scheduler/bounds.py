@@ -16,6 +16,8 @@ from npusim.ops import OPS, Product, product_of, vector_work
 from npusim.scheduler.problem import Problem
 from npusim.units import PS_PER_S
 
+Ints = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
@@ -45,14 +47,15 @@ def lower_bounds(problem: Problem) -> Bounds:
     memo: dict[object, int] = {}
     tensor = {x.name: _tensor_ps(problem, x, memo) for x in graph.layers}
     vector = {x.name: _vector_ps(problem, x) for x in graph.layers}
-    compulsory = compulsory_bytes(problem)
+    needed = _needed_shares(problem)
+    compulsory = _compulsory_bytes(problem, needed)
     dram = compulsory + 2 * _worst_excess(problem)
     rate = min(npu.dram.dram_shared_bytes_per_s, npu.dma.channels * npu.dma.channel_bytes_per_s)
     by_resource = {
         "tensor": sum(tensor.values()),
         "vector": sum(vector.values()),
         "dram": dram * PS_PER_S // rate,
-        "critical path": _critical_path(problem, tensor, vector),
+        "critical path": _critical_path(problem, tensor, vector, _own_weights(problem, needed), rate),
     }
     return Bounds(
         makespan_ps=max(by_resource.values()),
@@ -101,12 +104,30 @@ def _vector_ps(problem: Problem, layer: Layer) -> int:
 
 def compulsory_bytes(problem: Problem) -> int:
     """Stored bytes of weights and inputs, as far as some layer needs them, and of outputs: each crosses the DRAM bus once."""
-    needed = _needed_shares(problem)
+    return _compulsory_bytes(problem, _needed_shares(problem))
+
+
+def _compulsory_bytes(problem: Problem, needed: Mapping[str, float]) -> int:
     return sum(
         int(problem.moved_bytes(t.name) * (1.0 if t.kind == "output" else needed.get(t.name, 0.0)))
         for t in problem.graph.tensors.values()
         if t.kind in ("weight", "input", "output")
     )
+
+
+def _own_weights(problem: Problem, needed: Mapping[str, float]) -> Ints:
+    """[n] bytes of weights that each layer needs and no other layer reads."""
+    graph = problem.graph
+    readers: dict[str, list[int]] = {}
+    for number, layer in enumerate(graph.layers):
+        for tensor in dict.fromkeys(layer.reads()):
+            if graph.tensors[tensor].kind == "weight":
+                readers.setdefault(tensor, []).append(number)
+    found = np.zeros(len(graph.layers), dtype=np.int64)
+    for tensor, numbers in readers.items():
+        if len(numbers) == 1:
+            found[numbers[0]] += int(problem.moved_bytes(tensor) * needed[tensor])
+    return found
 
 
 def _needed_shares(problem: Problem) -> dict[str, float]:
@@ -182,26 +203,32 @@ def _worst_excess(problem: Problem) -> int:
     return worst
 
 
-def _critical_path(problem: Problem, tensor: Mapping[str, int], vector: Mapping[str, int]) -> int:
+def _critical_path(
+    problem: Problem, tensor: Mapping[str, int], vector: Mapping[str, int], weights: Ints, rate: int
+) -> int:
     """The longest chain of phases between layers that need all of their input before any output.
 
     Layers that are joined overlap tile by tile, so their times do not add up along a path. But whatever lies between two
     GroupNorms, a descendant of one and an ancestor of the other, starts after the first and ends before the second has its
-    statistics: that phase takes at least as long as its busiest kind of engine.
+    statistics: that phase takes at least as long as its busiest kind of engine. What was loaded ahead of its weights lay in the
+    SRAM when it began; the others cross the bus within it.
     """
     layers = problem.graph.layers
-    count = len(layers)
     reach = _reachable(problem)
     work = np.asarray([[tensor[x.name] for x in layers], [vector[x.name] for x in layers]], dtype=np.int64)
-    barriers = [i for i, x in enumerate(layers) if _is_barrier(problem, x)]
-    everything = np.ones(count, dtype=bool)
+
+    def phase_ps(chosen: npt.NDArray[np.bool_], ahead_bytes: int) -> int:
+        loaded = max(0, int(weights[chosen].sum()) - ahead_bytes)
+        return max(int(work[:, chosen].sum(axis=1).max()), loaded * PS_PER_S // rate)
+
+    everything = np.ones(len(layers), dtype=bool)
     end_of: dict[int, int] = {}
-    for v in [*barriers, -1]:
+    for v in [*(i for i, x in enumerate(layers) if _is_barrier(problem, x)), -1]:
         before = reach[:, v] if v >= 0 else everything
-        best = int((work * before).sum(axis=1).max())
+        best = phase_ps(before, 0)
         for u, done in end_of.items():
             if v < 0 or reach[u, v]:
-                best = max(best, done + int((work * (reach[u] & before)).sum(axis=1).max()))
+                best = max(best, done + phase_ps(reach[u] & before, problem.npu.sram.sram_bytes))
         end_of[v] = best
     return end_of[-1]
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from npusim import api
+from npusim.cost import lane_operations, vector_ps
 from npusim.graph import Graph
 from npusim.hardware import Npu, load_npu, with_values
 from npusim.lower import lower
@@ -30,6 +31,7 @@ from npusim.scheduler.request import Request
 from npusim.scheduler.residency import Unit, spans
 from npusim.scheduler.units import attention_segments, chain_segments, make_units
 from npusim.simulate import simulate
+from npusim.units import PS_PER_S
 
 Net = Any
 #: Instances with more plans are left out, so that CI stays short; `NPUSIM_MOST_PLANS=100000` tries them too.
@@ -174,6 +176,36 @@ def test_the_search_finds_the_optimum_and_the_bound_lies_below(net: Callable[...
             assert found.trace.makespan_ps == best, f"seed {seed}, {count} plans"
             assert found.summary["lower_bound_ms"] <= found.latency_ms
     assert tried >= BLOCK // 2
+
+
+def test_weights_of_a_phase_cross_the_bus_within_it_but_for_what_the_sram_held(
+    net: Callable[..., Net],
+) -> None:
+    """silu x 4, norm, a convolution, norm, a small convolution and silu x 4: the vector engines, then the bus, then the vector engines."""
+    n = net()
+    x = n.input("x", 1, 16, 8, 8)
+    for _ in range(4):
+        x = n.silu(x)
+    x = n.conv(n.group_norm(n.conv(n.group_norm(x, 2), 16, 3), 2), 16, 1)
+    for _ in range(4):
+        x = n.silu(x)
+    graph = n.output(x).graph()
+    npu = with_values(load_npu("toy"), {
+        "sram.sram_bytes": 1024, "vector_engine.lanes": 1, "dram.dram_shared_bytes_per_s": 280_000_000, "dma.channel_bytes_per_s": 280_000_000,
+    })  # fmt: skip
+    problem = make_problem(graph, npu, "w8a16", "decoupled")
+    vector = [
+        int(vector_ps(npu, npu.vector_engine.count, 1024, lane_operations(npu, "silu"))) for _ in range(4)
+    ]
+    weights = 16 * 16 * 9 + 16 * 4  # INT8, and a bias in INT32
+    bus = (weights - 1024) * PS_PER_S // 280_000_000
+    found = lower_bounds(problem)
+    assert found.by_resource_ps["critical path"] == 2 * sum(vector) + bus
+    assert found.makespan_ps >= found.by_resource_ps["critical path"] > found.by_resource_ps["vector"]
+    for policy in ("serial", "decoupled"):
+        made = api.profile(graph, npu=npu, policy=policy)
+        assert isinstance(made, api.Profile)
+        assert made.trace.makespan_ps >= found.makespan_ps
 
 
 @pytest.mark.parametrize("seed", range(60))
