@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -58,13 +58,39 @@ class Untiled:
         observe: Observer | None = None,
         pool: Workers = INLINE,
     ) -> None:
-        self.graph, self.numbers, self.observe = graph, numbers, observe
-        self.compute = Compute(graph, numbers.formats, accumulator_bits, pool)
-        self.values = pack(graph, inputs, numbers.formats)
+        self._start(
+            graph,
+            numbers,
+            pack(graph, inputs, numbers.formats),
+            graph.layers,
+            accumulator_bits,
+            observe,
+            pool,
+        )
         if observe is not None:
             for name, values in self.values.items():
                 observe(name, values)
-        self._readers = {name: len(layers) for name, layers in graph.consumers().items()}
+
+    @classmethod
+    def resumed(
+        cls, graph: Graph, numbers: Numbers, values: Mapping[str, Array], layers: Sequence[Layer], pool: Workers = INLINE
+    ) -> Untiled:  # fmt: skip
+        """A run of some layers, in execution order, that goes on from stored values of all tensors that they need."""
+        run = cls.__new__(cls)
+        run._start(graph, numbers, dict(values), layers, 64, None, pool)
+        return run
+
+    def _start(
+        self, graph: Graph, numbers: Numbers, values: dict[str, Array], layers: Sequence[Layer], accumulator_bits: int,
+        observe: Observer | None, pool: Workers,
+    ) -> None:  # fmt: skip
+        self.graph, self.numbers, self.observe = graph, numbers, observe
+        self.compute = Compute(graph, numbers.formats, accumulator_bits, pool)
+        self.values = values
+        self._readers: dict[str, int] = dict.fromkeys(graph.tensors, 0)
+        for layer in layers:
+            for name in dict.fromkeys(layer.reads()):
+                self._readers[name] += 1
         for window in graph.outputs:
             for part in window.parts:
                 self._readers[part.tensor] += 1
