@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from npusim import cli_export, cli_models, cli_runs, cli_sweep
+from npusim import cli_export, cli_models, cli_runs, cli_search, cli_sweep
 from npusim.cli_options import one_of, parse_dims, parse_shapes
 from npusim.errors import BadInputError, CheckFailedError, NpusimError
 from npusim.training.cli import app as training_app
+
+if TYPE_CHECKING:
+    from npusim.results import Profile
 
 app = typer.Typer(
     name="npusim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -115,7 +119,24 @@ def profile(
             help="Kinds of layers joined tile by tile: none, attention (as in the paper), all (row chains too)."
         ),
     ] = "all",
-    precision: Annotated[str, typer.Option(help=f"One of {', '.join(_PRECISIONS)}.")] = "w8a16",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(_PRECISIONS)}; a JSON file with one per layer; or auto: chosen layer by layer (docs/precision.md)."
+        ),
+    ] = "w8a16",
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="With --precision auto: least SQNR of the output, in dB.")
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(help="With --precision auto: longest latency, in ms.", min=0)
+    ] = None,
+    max_dram: Annotated[
+        int | None, typer.Option(help="With --precision auto: most DRAM bytes.", min=0)
+    ] = None,
+    calibration: cli_search.CalibrationOption = None,
+    workers: cli_search.WorkersOption = 1,
+    cache: cli_search.CacheOption = None,
     npu: Annotated[str, typer.Option(help="A preset (npusim npu list) or a TOML file.")] = "exynos2400",
     policy: Annotated[
         str, typer.Option(help="decoupled: one in-order queue per engine; serial: one step at a time.")
@@ -148,7 +169,13 @@ def profile(
     """Plan and simulate a network or a pipeline; write the run directory and print one screen."""
     rule, pins = _parse_tiles(tiles)
     one_of(segments, _SEGMENTS, "--segments")
-    one_of(precision, _PRECISIONS, "--precision")
+    goal = {
+        "--min-sqnr": min_sqnr,
+        "--max-latency": max_latency,
+        "--max-dram": max_dram,
+        "--calibration": calibration,
+    }
+    _check_precision(precision, goal)
     one_of(policy, _POLICIES, "--policy")
     shapes, dims = parse_shapes(shape), parse_dims(dim)
     if json and csv:
@@ -159,6 +186,10 @@ def profile(
     if model.endswith(".toml"):
         from npusim.cli_pipeline import profile_command, refuse
 
+        if precision == "auto" or precision.endswith(".json"):
+            raise BadInputError(
+                "--precision auto or a file is for one network; give a network of the pipeline as MODEL"
+            )
         refuse({"--why": why, "--csv": csv, "--shape": shape, "--dim": dim, "SEGMENT=N": pins})
         given = {"tiles": rule, "segments": segments, "precision": precision}
         changes = {key: value for key, value in given.items() if _on_the_command_line(context, key)}
@@ -170,7 +201,7 @@ def profile(
         raise BadInputError("--steps is for a pipeline's TOML; a network is profiled for one evaluation")
     from npusim import api
     from npusim.progress import stage
-    from npusim.run_directory import check_replaceable, default_directory, dump_json, write_run
+    from npusim.run_directory import check_replaceable, default_directory, write_run
     from npusim.scheduler.problem import Infeasible
 
     if images is not None:
@@ -181,14 +212,30 @@ def profile(
         graph = api.load_graph(model, shapes=shapes, dims=dims)
     directory = out if out is not None else default_directory(graph.name)
     check_replaceable(directory)
-    with stage(f"planning and simulating {len(graph.layers)} layers", quiet=quiet):
-        found = api.profile(
-            graph, tiles=rule, segments=segments, precision=precision, npu=npu, policy=policy, pins=pins, why=why,  # type: ignore[arg-type]
-        )  # fmt: skip
+    question = cli_search.Question(model, calibration, workers, cache, quiet)
+    asked: dict[str, Any] = {
+        "tiles": rule, "segments": segments, "npu": npu, "policy": policy, "pins": pins, "why": why,
+    }  # fmt: skip
+    with stage(f"planning and simulating {len(graph.layers)} layers", quiet=quiet or precision == "auto"):
+        found, added = cli_search.profiled(
+            graph, precision, question, (min_sqnr, max_latency, max_dram), asked
+        )
     if isinstance(found, Infeasible):
         raise BadInputError(found.sentence())
     with stage(f"writing {directory}", quiet=quiet):
         write_run(found, directory, images=images)
+        added.write(directory)
+    _show_profile(found, directory, added.lines, json=json, csv=csv, quiet=quiet)
+    if open_report:
+        typer.launch((directory / "report.html").resolve().as_uri())
+
+
+def _show_profile(
+    found: Profile, directory: Path, lines: Sequence[str], *, json: bool, csv: bool, quiet: bool
+) -> None:
+    """Print what was asked for: the summary, the layer table, where the report is, or one screen."""
+    from npusim.run_directory import dump_json
+
     report = directory / "report.html"
     if json:
         sys.stdout.write(dump_json(found.summary))
@@ -202,9 +249,19 @@ def profile(
         from npusim.screen import print_profile
 
         print_profile(Console(), found)
+        for line in lines:
+            typer.echo(line)
         typer.echo(f"report: {report}")
-    if open_report:
-        typer.launch(report.resolve().as_uri())
+
+
+def _check_precision(precision: str, goal: Mapping[str, object]) -> None:
+    """A name, a JSON file, or auto; what only auto understands is refused elsewhere."""
+    if precision != "auto":
+        given = [option for option, value in goal.items() if value is not None]
+        if given:
+            raise BadInputError(f"{given[0]} goes with --precision auto; --precision is '{precision}'")
+    if not precision.endswith(".json"):
+        one_of(precision, (*_PRECISIONS, "auto", "a file ending in .json"), "--precision")
 
 
 @npu_app.command("list")
@@ -271,5 +328,6 @@ app.command("quantize")(cli_runs.quantize)
 app.command("run")(cli_runs.execute)
 app.command("export")(cli_export.export)
 app.command("sweep")(cli_sweep.sweep)
+app.command("search")(cli_search.search)
 app.add_typer(cli_models.app, name="models")
 app.add_typer(training_app, name="train")

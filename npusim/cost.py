@@ -222,3 +222,17 @@ def energy_pj(program: Program, npu: Npu) -> dict[str, float]:
         "sram_pj": float(sram_traffic(program).sum()) * npu.energy.sram_pj_per_byte,
         "dram_pj": float(dram_traffic(program)[0].sum()) * npu.energy.dram_pj_per_byte,
     }
+
+
+def command_energy_pj(program: Program, npu: Npu) -> npt.NDArray[np.float64]:
+    """[n] energy of each command, all causes together (picojoules)."""
+    commands = program.commands
+    found: npt.NDArray[np.float64] = np.zeros(len(program))
+    found += sram_traffic(program) * npu.energy.sram_pj_per_byte
+    found += dram_traffic(program)[0] * npu.energy.dram_pj_per_byte
+    products, vectors = commands.opcode == PRODUCT, commands.opcode == VECTOR
+    per_pair = np.asarray([npu.energy.mac_pj.get(p, 0.0) for p in PAIRS])
+    rates = np.asarray([lane_operations(npu, f) for f in program.functions] or [0.0])
+    found[products] += commands.macs[products] * per_pair[commands.pair[products]]
+    found[vectors] += commands.m[vectors] * rates[commands.function[vectors]] * npu.energy.vector_operation_pj
+    return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from npusim.dtypes import PRECISIONS
 from npusim.errors import BadInputError
@@ -23,11 +25,12 @@ def common_precision(precisions: Precisions) -> str:
 
 
 def tensor_dtypes(graph: Graph, precisions: Precisions) -> dict[str, str]:
-    """Element type of every tensor, as the precision of the layer that writes it (or first reads it) says.
+    """Element type of every tensor, as the precision of the layer that writes it says; of others, the finest that a reader wants.
 
     Biases of integer layers and row numbers of tables are 32 bits wide; scales and shifts of norms have the type of activations.
     """
     found: dict[str, str] = {}
+    written = {x.output for x in graph.layers}
     for layer in graph.layers:
         chosen = PRECISIONS[precisions[layer.name]]
         found[layer.output] = chosen.activation
@@ -41,12 +44,21 @@ def tensor_dtypes(graph: Graph, precisions: Precisions) -> dict[str, str]:
                     and chosen.activation.startswith("int")
                 ):
                     found[part.tensor] = "int32"
-                else:
-                    found.setdefault(part.tensor, chosen.activation)
+                elif part.tensor not in written:
+                    found[part.tensor] = finest(chosen.activation, found.get(part.tensor))
     for name in graph.tensors:
         found.setdefault(name, "fp32")
     found.update(dict.fromkeys(index_tensors(graph), "int32"))
     return found
+
+
+#: Activation types from coarse to fine.
+_FINENESS = ("int8", "fp16", "int16", "int32", "fp32")
+
+
+def finest(one: str, other: str | None) -> str:
+    """The finer of two activation types."""
+    return one if other is None or _FINENESS.index(one) >= _FINENESS.index(other) else other
 
 
 def bound_together(graph: Graph) -> list[tuple[str, ...]]:
@@ -99,21 +111,22 @@ def with_casts(graph: Graph, precisions: Precisions) -> tuple[Graph, dict[str, s
     """The network with a cast wherever a layer reads what is stored in another type than its own, and the precision of each layer.
 
     A cast runs just before its first reader and serves all later readers of that type. Row numbers and constants are not cast. An
-    input of the model is stored in the type of its first reader.
+    input of the model is stored in the finest type that a reader wants.
 
     Raises:
         BadInputError: see `check_precisions`.
     """
     check_precisions(graph, precisions)
+    dtypes = tensor_dtypes(graph, precisions)
     uncast = index_tensors(graph) | {t.name for t in graph.of_kind("weight")}
     tensors, layers, full = dict(graph.tensors), list[Layer](), dict[str, str]()
-    stored: dict[str, str] = {}
+    stored = {t.name: dtypes[t.name] for t in graph.of_kind("input")}
     for layer in graph.layers:
         chosen = precisions[layer.name]
         wanted = PRECISIONS[chosen].activation
         renamed: dict[str, str] = {}
         for name in dict.fromkeys(layer.reads()):
-            if name in uncast or stored.setdefault(name, wanted) == wanted:
+            if name in uncast or stored[name] == wanted:
                 continue
             cast = renamed[name] = f"{name}:{wanted}"
             if cast not in tensors:
@@ -141,3 +154,39 @@ def _reading(layer: Layer, renamed: Mapping[str, str]) -> Layer:
         for o in layer.operands
     )
     return replace(layer, operands=operands)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+FILE_SCHEMA = 1
+
+
+def precisions_json(precisions: Precisions) -> str:
+    """An assignment as a file holds it."""
+    return json.dumps({"schema_version": FILE_SCHEMA, "layers": dict(precisions)}, indent=1) + "\n"
+
+
+def read_precisions(path: Path, graph: Graph) -> dict[str, str]:
+    """An assignment from a file: `{"default": "w8a16", "layers": {"conv_in": "w8a8"}}`, the default for what `layers` leaves out.
+
+    Raises:
+        BadInputError: unreadable, another schema, or see `check_precisions`.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(
+            f"{path}: is no readable JSON ({error}); 'npusim search' writes such files"
+        ) from error
+    if not isinstance(data, dict) or not isinstance(data.get("layers", {}), dict):
+        raise BadInputError(
+            f'{path}: holds no object with \'layers\'; write {{"default": "w8a16", "layers": {{...}}}}'
+        )
+    version = data.get("schema_version", FILE_SCHEMA)
+    if version != FILE_SCHEMA:
+        raise BadInputError(f"{path}: has schema version {version!r}; this npusim reads {FILE_SCHEMA}")
+    given = {str(n): str(p) for n, p in data.get("layers", {}).items()}
+    if "default" in data:
+        given = {x.name: str(data["default"]) for x in graph.layers} | given
+    check_precisions(graph, given, where=str(path))
+    return given

@@ -65,9 +65,9 @@ def _share_between_readers(
     together: dict[str, dict[str, float]] = {}
     for blocks in sets:
         for block in blocks:
-            for tensor, shares in block.stored.items():
-                target = together.setdefault(tensor, dict.fromkeys(shares, 0.0))
-                for kind, share in shares.items():
+            for tensor, by_kind in block.stored.items():
+                target = together.setdefault(tensor, dict.fromkeys(by_kind, 0.0))
+                for kind, share in by_kind.items():
                     target[kind] += share / len(sets)
     for tensor, each in readers.items():
         if len(each) < 2:

@@ -50,18 +50,19 @@ class Subject:
     @cached_property
     def exact(self) -> Numbers:
         """FP32."""
-        return self._kept(Numbers(float_formats(self.graph), self.weights))
+        return self.kept(Numbers(float_formats(self.graph), self.weights))
 
     @cached_property
     def uniform(self) -> Mapping[str, Numbers]:
         """Option -> numbers of the network when all layers have it."""
         return {
-            o: self._kept(numbers_of(self.graph, dict.fromkeys((x.name for x in self.graph.layers), o), self.weights,
+            o: self.kept(numbers_of(self.graph, dict.fromkeys((x.name for x in self.graph.layers), o), self.weights,
                                      self.scales.get(PRECISIONS[o].activation)))
             for o in self.options
         }  # fmt: skip
 
-    def _kept(self, numbers: Numbers) -> Numbers:
+    def kept(self, numbers: Numbers) -> Numbers:
+        """The same numbers; those of small networks keep their encoded weights."""
         elements = sum(t.elements for t in self.graph.of_kind("weight"))
         return KeptNumbers(numbers) if elements <= KEPT_ELEMENTS else numbers
 
@@ -78,7 +79,7 @@ class Subject:
     def measured_share(self, precisions: Precisions) -> float:
         """Noise at the output as a share of the signal's power, executed: the mean over inputs and outputs."""
         graph, numbers = self.mixed(precisions)
-        kept = self._kept(numbers)
+        kept = self.kept(numbers)
         found = [execute_untiled(graph, kept, inputs) for inputs in self.inputs]
         return float(np.mean([noise_share(x, r) for x, r in zip(found, self.references, strict=True)]))
 
