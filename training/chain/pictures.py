@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,27 +80,34 @@ def turned(image: Any) -> bool:
     return int(image.getexif().get(_ORIENTATION, 1) or 1) != 1
 
 
-def save(image: Any, path: Path) -> None:
-    """Write a picture by its suffix: JPEG at quality 95 without colour subsampling, PNG, lossless WebP.
+def save(image: Any, path: Path) -> str:
+    """Write a picture by its suffix: JPEG at quality 95 without colour subsampling, PNG, lossless WebP. Returns its SHA-256.
+
+    A picture counts once its record is in the manifest; one that a kill cut off is written again.
 
     Raises:
-        OutputError: the disk refused; there is no part of a picture at `path`.
+        OutputError: the disk refused.
     """
-    aside = path.with_name(f".{path.name}.tmp")
     options: dict[str, dict[str, Any]] = {
         ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
         ".png": {"format": "PNG", "compress_level": 4},
         ".webp": {"format": "WEBP", "lossless": True},
     }
+    buffer = io.BytesIO()
+    image.save(buffer, **options[path.suffix])
+    data = buffer.getbuffer()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(aside, **options[path.suffix])
-        os.replace(aside, path)
+        try:
+            path.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     except OSError as error:
         raise OutputError(
             f"{path}: could not be written ({error.strerror or error}); records finished before are kept: free some space, "
             "then run the same command again to go on"
         ) from error
+    return hashlib.sha256(data).hexdigest()
 
 
 def suffix_for(path: Path) -> str:

@@ -65,6 +65,11 @@ class ClassifierReader:
         name = f"attribute classifier of {run.preset.name} (seed {run.seed})"
         return cls(run.world(), load_classifier(run), name)
 
+    @property
+    def side(self) -> int:
+        """Pixels of the pictures that it reads."""
+        return self.world.resolution
+
     def read(self, shown: Sequence[Any]) -> tuple[Labels, NDArray[np.float64]]:
         """Labels [N, A] and the probability of each [N, A]."""
         pictures = tensor_of(shown, self.world.resolution)

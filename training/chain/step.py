@@ -15,7 +15,7 @@ from npusim.progress import counter
 from npusim.training.chain import pictures
 from npusim.training.chain.record import Record, record_id
 from npusim.training.chain.stream import stream
-from npusim.training.chain.variant import Builder, Variant, file_sha256, inside, link, picture_name
+from npusim.training.chain.variant import Builder, Variant, inside, link, picture_name
 
 T = TypeVar("T")
 _PIXELS_AT_ONCE = 1 << 22
@@ -95,9 +95,9 @@ class Application:
         if outcome.picture is None:
             return adopted(made, self.parent, self.child)
         name = picture_name(made.id, pictures.suffix_for(Path(record.file)))
-        pictures.save(outcome.picture, self.child / name)
+        digest = pictures.save(outcome.picture, self.child / name)
         size = {"width": outcome.picture.width, "height": outcome.picture.height}
-        return made.model_copy(update={"file": name, "sha256": file_sha256(self.child / name), **size})
+        return made.model_copy(update={"file": name, "sha256": digest, **size})
 
 
 @dataclass(frozen=True, slots=True)

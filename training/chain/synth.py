@@ -17,7 +17,7 @@ from npusim.training.chain.quota import Quota, counts_by_share, table_rows, worl
 from npusim.training.chain.recaption import labels_of, named
 from npusim.training.chain.record import Record, record_id
 from npusim.training.chain.step import Work, checked, fill
-from npusim.training.chain.variant import Builder, Variant, file_sha256, picture_name
+from npusim.training.chain.variant import Builder, Variant, picture_name
 from npusim.training.data.world import Labels, World
 
 NAME = "synth"
@@ -214,9 +214,9 @@ class Synthesis:
         if picture is None:
             return made.model_copy(update={"cause": "no prompt", "reason": prompt.failure})
         name = picture_name(identity, ".png")
-        pictures.save(picture, self.out / name)
+        digest = pictures.save(picture, self.out / name)
         size = {"width": picture.width, "height": picture.height}
-        return made.model_copy(update={"file": name, "sha256": file_sha256(self.out / name), **size})
+        return made.model_copy(update={"file": name, "sha256": digest, **size})
 
 
 def synthesise(
