@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from npusim.errors import CheckFailedError
+from npusim.errors import BadInputError, CheckFailedError
 from npusim.training.chain.pictures import MAX_PIXELS
 from npusim.training.cli_pages import curate
 
@@ -71,18 +71,34 @@ def _run(step: Step, variant: Path, out: Path, work: Work) -> None:
 def make(
     out: OutOption,
     source: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--from", help="an imagefolder with metadata.jsonl (file_name, text)", show_default=False
         ),
-    ],
+    ] = None,
+    world: WorldOption = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="records of the world", show_default=False)
+    ] = None,
+    seed: SeedOption = 0,
     workers: WorkersOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
 ) -> None:
-    """Begin a chain: check every picture and caption of an imagefolder."""
+    """Begin a chain: check every picture and caption of an imagefolder, or draw a toy world with a crawl's faults."""
     from npusim.training.chain.make import make_from_folder
 
-    _report(make_from_folder(source, out, _work(workers, max_pixels)))
+    if (source is None) == (world is None):
+        raise BadInputError("make: give either --from IMAGEFOLDER or --world NAME --count N")
+    work = _work(workers, max_pixels)
+    if source is not None:
+        _report(make_from_folder(source, out, work))
+        return
+    if count is None:
+        raise BadInputError(f"--world {world}: say how many records with --count")
+    from npusim.training.chain.procedural import make_from_world
+    from npusim.training.data.world import world as by_name
+
+    _report(make_from_world(by_name(str(world)), count, seed, out, work))
 
 
 @app.command()

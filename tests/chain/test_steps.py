@@ -205,3 +205,28 @@ def test_a_seed_repeats_every_picture(tmp_path: Path) -> None:
         sums.append([r.sha256 for r in made.kept()])
     assert sums[0] == sums[1]
     assert len(np.unique(sums[0])) == 8
+
+
+def test_a_toy_crawl_has_faults_that_the_chain_removes(tmp_path: Path) -> None:
+    orig, dd, f, pp, pps = (tmp_path / name for name in ("L-orig", "L-dd", "L-f", "L-pp", "L-pps"))
+    assert "150 kept" in run("make", "--world", "toy", "--count", 150, "--out", orig, "--seed", 2)
+    records = list(open_variant(orig).kept())
+    copies = {r.id for r in records if "copy_of" in r.details}
+    small = {r.id for r in records if r.height < 64}
+    assert copies
+    assert small
+    run("dedup", orig, "--out", dd, "--cosine", 0.995)
+    dropped = {r.parent for r in open_variant(dd).records() if not r.kept}
+    assert len(dropped & copies) >= 0.9 * len(copies)
+    assert len(dropped - copies) <= len(copies)  # of a group the largest stays, which may be a copy
+    run("filter", dd, "--out", f, "--min-side", 64)
+    assert all(r.height == 64 for r in open_variant(f).kept())
+    run("crop", f, "--out", pp)
+    assert {r.details["place"] for r in open_variant(pp).kept()} == {"centre", "start", "end"}
+    run("recaption", pp, "--out", pps, "--by", "labels", "--world", "toy")
+    figures = statistics(pps)
+    assert 0.3 < figures["edit_rate"] < 1
+    assert figures["caption_sources"] == {"drawn labels of toy (oracle)": figures["kept"]}
+    for words in (["make"], ["make", "--world", "toy"], ["make", "--world", "toy", "--from", orig]):
+        with pytest.raises(BadInputError):
+            run(*words, "--out", tmp_path / "never")

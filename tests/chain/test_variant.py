@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,7 @@ HOSTILE = [
     (17, "malformed line"),
     ({"file_name": "nowhere.png", "text": "x"}, "missing"),
     ({"file_name": "folder", "text": "x"}, "unreadable"),
+    ({"file_name": "pipe", "text": "x"}, "unreadable"),
     ({"file_name": "cut.png", "text": "x"}, "unreadable"),
     ({"file_name": "text.png", "text": "x"}, "unreadable"),
     ({"file_name": "huge.png", "text": "x"}, "too many pixels"),
@@ -76,6 +78,7 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason_and_the_rest_goes_on(t
     scene(2).save(tmp_path / "outside.png")
     (source / "link.png").symlink_to(tmp_path / "outside.png")
     (source / "folder").mkdir()
+    os.mkfifo(source / "pipe")
     (source / "cut.png").write_bytes((source / "good.png").read_bytes()[:1500])
     (source / "text.png").write_text("no picture")
     Image.new("1", (10_000, 10_000)).save(source / "huge.png")
@@ -196,3 +199,23 @@ def test_no_name_leads_out_of_the_folder(tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.getbasetemp()
     found = inside(folder, name)
     assert found is None or found.resolve().is_relative_to(folder.resolve())
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def half(handle: int, data: memoryview) -> int:
+        if len(data) < 8:
+            raise OSError(28, "No space left on device")
+        return write(handle, data[: len(data) // 2])
+
+    with Log(tmp_path / "log.jsonl") as log:
+        log.append('{"n": 0}')
+        log.flush()
+        log.append('{"n": 1}')
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OutputError, match=r"No space left on device\); the lines before are kept"):
+            log.flush()
+        monkeypatch.setattr(os, "write", write)
+        log.append('{"n": 2}')
+    assert (tmp_path / "log.jsonl").read_text() == '{"n": 0}\n{"n": 2}\n'

@@ -43,7 +43,7 @@ class Log:
             raise BadInputError(
                 f"{path}: another process is writing it; wait for it to end, or choose another --out"
             ) from error
-        self.count = _repair(self._handle)
+        self.count, self._end = _repair(self._handle)
         """Whole lines in the file."""
 
     def append(self, line: str) -> None:
@@ -59,17 +59,21 @@ class Log:
         if not self._waiting:
             return
         data = memoryview("".join(self._waiting).encode())
+        count, size = len(self._waiting), len(data)
+        self._waiting.clear()
         try:
             while data:
                 data = data[os.write(self._handle, data) :]
             os.fsync(self._handle)
         except OSError as error:
+            os.ftruncate(self._handle, self._end)  # no part of a line stays
+            os.lseek(self._handle, self._end, os.SEEK_SET)
             raise OutputError(
                 f"{self.path}: could not be written ({error.strerror}); the lines before are kept: free some space, "
                 "then run the same command again to go on"
             ) from error
-        self.count += len(self._waiting)
-        self._waiting.clear()
+        self.count += count
+        self._end += size
 
     def close(self) -> None:
         """Flush and release the file."""
@@ -89,8 +93,8 @@ class Log:
         self.close()
 
 
-def _repair(handle: int) -> int:
-    """Cut off what is not a whole JSON line at the end; count the lines that stay."""
+def _repair(handle: int) -> tuple[int, int]:
+    """Cut off what is not a whole JSON line at the end; the lines and bytes that stay."""
     count, end, position = 0, 0, 0
     while block := os.pread(handle, _BLOCK, position):
         count += block.count(b"\n")
@@ -105,7 +109,7 @@ def _repair(handle: int) -> int:
             count, end = count - 1, end - len(last)
     os.ftruncate(handle, end)
     os.lseek(handle, end, os.SEEK_SET)
-    return count
+    return count, end
 
 
 def _is_json(line: bytes) -> bool:

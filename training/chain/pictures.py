@@ -36,6 +36,8 @@ def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Any]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if not path.is_file() and path.exists():
+        raise UnusablePictureError("unreadable", f"{path.name} is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit: ours is below

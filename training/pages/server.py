@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from npusim.errors import BadInputError
+from npusim.errors import BadInputError, NpusimError
 from npusim.training.chain import pictures
 
 HOST = "127.0.0.1"
@@ -106,6 +107,11 @@ class Server(ThreadingHTTPServer):
         """Host headers of requests that were meant for us."""
         return f"{HOST}:{self.server_port}", f"localhost:{self.server_port}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of an answer is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     def stop(self) -> None:
         """End `serve_forever` from a request's thread."""
         threading.Thread(target=self.shutdown, daemon=True).start()
@@ -154,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(self.server.page.act(wanted))
             except RefusedError as error:
                 self._send_json(self.server.page.state() | {"refused": str(error)}, HTTPStatus.CONFLICT)
+            except NpusimError as error:  # the disk is full: the page says so, and nothing counts as decided
+                self._fail(HTTPStatus.INSUFFICIENT_STORAGE, str(error))
             finished = self.server.page.finished
         if finished:
             self.server.stop()
@@ -176,8 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> dict[str, Any] | None:
         """The JSON object of a request; None if it is none."""
         length = self.headers.get("Content-Length", "")
+        sized = length.isascii() and length.isdigit() and int(length) <= MOST_BYTES
         plain = self.headers.get("Content-Type", "").split(";")[0].strip() == "application/json"
-        if not plain or not length.isdigit() or int(length) > MOST_BYTES:
+        if not plain or not sized:
             self.close_connection = True
             return None
         try:
