@@ -58,8 +58,10 @@ def find_checkpoint(path: Path, folders: tuple[str, ...] = ()) -> Checkpoint:
         path = _network_folder(path, folders)
     config_path = _inside(path, CONFIG_NAME)
     if not config_path.is_file():
+        held = sorted(p.parent.name for p in path.glob(f"*/{CONFIG_NAME}"))
         raise BadInputError(
             f"{_WHERE}: {path} has no {CONFIG_NAME}; give a folder written by save_pretrained"
+            + (f", such as its own {', '.join(held)}" if held else "")
         )
     return Checkpoint(path, _weight_files(path), read_json(config_path))
 

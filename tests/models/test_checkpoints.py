@@ -106,6 +106,13 @@ def refusal(folder: Path, name: str = "custom") -> str:
     return str(refused.value)
 
 
+def test_the_folder_above_names_those_that_hold_a_network(unet: Path) -> None:
+    unet.rename(unet.parent / "unet")
+    assert refusal(unet.parent).endswith(
+        "has no config.json; give a folder written by save_pretrained, such as its own unet"
+    )
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
