@@ -174,18 +174,23 @@ def manifests(folder: Path, lines: int) -> None:
     print(f"{lines:,} manifest lines")
 
 
+LINKS = 30_000
+"""Records that share a picture: file systems allow 65,000 names of one file."""
+
+
 def variant(folder: Path, name: str, count: int, builder: Any) -> None:
-    """A variant whose records share one picture."""
+    """A variant whose records share few pictures."""
     from npusim.training.chain.record import Record, record_id
 
     with builder(folder, "make", {"name": name}) as made:
         (folder / "pictures").mkdir(exist_ok=True)
-        scene(0).save(folder / "pictures" / "one.jpg")
+        for number in range(0, count, LINKS):
+            scene(number).save(folder / "pictures" / f"{number // LINKS}.jpg")
         for number in range(count):
             identity = record_id(name, number)
             made.add(
                 Record(
-                    id=identity, file="pictures/one.jpg", sha256=identity * 4, width=512, height=512,
+                    id=identity, file=f"pictures/{number // LINKS}.jpg", sha256=identity * 4, width=512, height=512,
                     caption=f"record {number} of {name}", step="make", settings=made.settings_digest,
                     attributes={"digit": str(number % 10)}, details={"source": f"{number}.jpg"},
                 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -58,29 +60,41 @@ def differing_bits(a: Hashes, b: Hashes) -> NDArray[np.int64]:
 def near_pairs(hashes: Hashes, distance: int) -> Iterator[NDArray[np.int64]]:
     """Pairs of different hashes at most `distance` bits apart, in arrays [M, 2]; a pair may come more than once.
 
-    By the pigeonhole principle two such hashes agree in full in one of `distance + 1` bands of bits, so only hashes that share a
-    band are compared. Source: Manku et al. 2007, section 3. Memory is O(N).
+    Cut into `distance + 2` bands of bits, two such hashes agree in full in at least two (pigeonhole principle), so only hashes that
+    share two bands are compared. Source: Manku et al. 2007, section 3. Memory is O(N).
     """
-    for low, high in _bands(distance + 1):
-        band = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        order = np.argsort(band, kind="stable")
-        sorted_band, sorted_hashes = band[order], hashes[order]
+    for low, high in combinations(_bands(distance + 2), 2):
+        key = low.of(hashes) << np.uint64(high.bits) | high.of(hashes)
+        order = np.argsort(key, kind="stable")
+        sorted_key, sorted_hashes = key[order], hashes[order]
         candidates = np.arange(len(hashes))
         step = 0
         while len(candidates):
             step += 1
             candidates = candidates[candidates + step < len(hashes)]
-            candidates = candidates[sorted_band[candidates] == sorted_band[candidates + step]]
+            candidates = candidates[sorted_key[candidates] == sorted_key[candidates + step]]
             near = differing_bits(sorted_hashes[candidates], sorted_hashes[candidates + step]) <= distance
             found = candidates[near]
             if len(found):
                 yield np.stack([order[found], order[found + step]], axis=1)
 
 
-def _bands(count: int) -> list[tuple[int, int]]:
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """A run of bits."""
+
+    first: int
+    bits: int
+
+    def of(self, hashes: Hashes) -> Hashes:
+        """These bits of each hash."""
+        return (hashes >> np.uint64(self.first)) & np.uint64((1 << self.bits) - 1)
+
+
+def _bands(count: int) -> list[_Band]:
     """64 bits cut into so many runs of almost equal length."""
     edges = [64 * i // count for i in range(count + 1)]
-    return [(edges[i], edges[i + 1]) for i in range(count)]
+    return [_Band(first, end - first) for first, end in pairwise(edges)]
 
 
 class Groups:
