@@ -12,7 +12,7 @@ from npusim.reports.theme import ACCENT, LIMIT, Figure, layout, plain
 from npusim.units import format_bytes
 
 #: Layers that the page lists.
-SHOWN_LAYERS = 60
+SHOWN_LAYERS = 40
 _FRONT, _UNIFORM = "#009E73", "#8A8A8A"
 #: Figure's place -> (key, title of the axis, factor).
 _COSTS = {
@@ -112,7 +112,7 @@ def _points(points: Sequence[Mapping[str, Any]]) -> str:
     conditioned = "conditioning_sqnr_db" in points[0]
     head = ["point", "layers", "SQNR predicted"]
     head += ["executed"] if executed else []
-    head += ["of the text's effect"] if conditioned else []
+    head += ["of conditioning"] if conditioned else []
     head += ["latency", "predicted", "DRAM", "energy"]
     rows = []
     for p in points:
@@ -134,11 +134,20 @@ def _points(points: Sequence[Mapping[str, Any]]) -> str:
             number(p["energy_mj"], f"{p['energy_mj']:,.4g} mJ"),
         ]
         rows.append(row)
-    return table(head, rows, label="Points", numbers=2)
+    note = (
+        "<p>SQNR of conditioning: of the output with the text minus the output without it, quantized against FP32.</p>"
+        if conditioned
+        else ""
+    )
+    return note + table(head, rows, label="Points", numbers=2)
 
 
 def _db(value: float | None) -> str:
     return "exact" if value is None else number(value, f"{value:.1f} dB")
+
+
+def _plain_db(value: float | None) -> str:
+    return "exact" if value is None else number(value, f"{value:.1f}")
 
 
 def _layers_note(result: Mapping[str, Any]) -> str:
@@ -151,10 +160,10 @@ def _layers_note(result: Mapping[str, Any]) -> str:
 
 def _layers(result: Mapping[str, Any]) -> str:
     options = result["options"]
-    head = ["layer", "operator", *(f"{o}" for o in options), *(f"{o} (ms)" for o in options)]
+    head = ["layer", "operator", *(f"{o} (dB)" for o in options), *(f"{o} (ms)" for o in options)]
     rows = (
         [
-            path_name(x["name"]), escape(x["op"]), *(_db(x["sqnr_db"][o]) for o in options),
+            path_name(x["name"]), escape(x["op"]), *(_plain_db(x["sqnr_db"][o]) for o in options),
             *(number(x["time_ms"][o], f"{x['time_ms'][o]:.3f}") for o in options),
         ]
         for x in result["layers"][:SHOWN_LAYERS]

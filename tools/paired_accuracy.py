@@ -213,7 +213,10 @@ def prepare(chosen: argparse.Namespace, folder: Path) -> Pairs:
         network=deployment.graph.model_sha256, precision=chosen.precision, npu=chosen.npu, pictures=chosen.pictures, chunk=chosen.chunk,
         steps=chosen.steps, seed=run.seed, program_sha256=deployment.plan.program_sha256,
     )  # fmt: skip
-    return Pairs(shipped, Judge(run), labels, captions, Integers(deployment, shipped.unet), setting)
+    judged = slice(chosen.pictures)
+    return Pairs(
+        shipped, Judge(run), labels[judged], captions[judged], Integers(deployment, shipped.unet), setting
+    )
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
