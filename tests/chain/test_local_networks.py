@@ -95,6 +95,54 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that sees: its processor has a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    vocabulary = {word: i for i, word in enumerate([*specials.values(), "<image>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, additional_special_tokens=["<image>"], **specials
+    )
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    vision = CLIPVisionConfig(image_size=32, patch_size=16, **small)
+    text = LlamaConfig(vocab_size=len(vocabulary), num_key_value_heads=4, **small, **ends)
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-llava"
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=4, image_token_id=4)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    template = (
+        "{% for turn in messages %}{% for part in turn['content'] %}"
+        "{{ '<image> ' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
+    )
+    options = {
+        "patch_size": 16,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
+    LlavaProcessor(pictures, tokenizer, chat_template=template, **options).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -236,6 +284,19 @@ def test_blip_writes_captions_from_pictures_alone(blip: Path, begun: Begun, tmp_
     assert [r.caption for r in made.records()] == [r.caption for r in again.records()]
     assert {r.caption_source for r in made.kept()} == {"BlipForConditionalGeneration tiny-blip"}
     assert set(" ".join(r.caption for r in made.kept()).split()) <= {*WORDS, "."}
+
+
+def test_llava_is_asked_and_its_answer_is_the_caption(llava: Path) -> None:
+    shown = [Image.new("RGB", (50, 40), colour) for colour in ((200, 10, 10), (0, 10, 210))]
+    plain = choose.captioner("model", llava, None, None)
+    assert plain.name.endswith("asked: Describe this picture in one sentence.")
+    asked = choose.captioner("model", llava, None, "describe a picture")
+    red, blue = asked.caption(shown, [])
+    assert red
+    assert blue
+    assert set(f"{red} {blue}".split()) <= set(WORDS)
+    assert red != blue
+    assert "describe a picture" not in red
 
 
 def quota(count: int) -> QuotaAsked:

@@ -15,6 +15,8 @@ from npusim.training.chain.synth import Asked, Prompt
 
 CAPTION_TOKENS = 60
 PROMPT_TOKENS = 60
+INSTRUCTION = "Describe this picture in one sentence."
+"""What chat models are asked unless the user says otherwise. Ours."""
 
 
 def _loaded(folder: Path, kinds: Sequence[Any], what: str) -> list[Any]:
@@ -48,7 +50,10 @@ class VisionLanguageCaptioner:
 
         kinds = (AutoModelForImageTextToText, AutoProcessor)
         model, processor = _loaded(folder, kinds, "a vision-language model with its processor")
-        return cls(model.eval(), processor, f"{type(model).__name__} {folder.name}", instruction)
+        if instruction is None and getattr(processor, "chat_template", None) is not None:
+            instruction = INSTRUCTION
+        asked = f", asked: {instruction}" if instruction else ""
+        return cls(model.eval(), processor, f"{type(model).__name__} {folder.name}{asked}", instruction)
 
     def caption(self, shown: Sequence[Any], records: Sequence[Record]) -> list[str | None]:
         """One caption per picture."""
