@@ -26,6 +26,14 @@ CellsOption = Annotated[
 ]
 
 
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant", help="NAME=FOLDER: an imagefolder (npusim train data ...) in place of the grid's own"
+    ),
+]
+
+
 def _budget_option(stage: str) -> object:
     return typer.Option(f"--{stage}-steps", min=1, help="steps of each such cell; default: the preset's")
 
@@ -43,6 +51,7 @@ def grid(
         int | None,
         typer.Option("--records", min=8, help="records of L-orig; default: half the preset's pool"),
     ] = None,
+    variant: VariantOption = None,
     resume: ResumeOption = True,
     threads: ThreadsOption = None,
     steps: StepsOption = None,
@@ -50,13 +59,13 @@ def grid(
     clip: ClipOption = None,
 ) -> None:
     """Train and compare student x teacher x data x steps, as the paper's tables do; run it again to go on."""
-    from npusim.training.grid.plan import chosen
+    from npusim.training.grid.plan import chosen, given_variants
 
-    wanted = chosen(cells or ["*"])
+    wanted, own = chosen(cells or ["*"]), given_variants(variant or [])
     session = open_session(preset, out, seed, budget_minutes, resume, threads, steps)
     from npusim.training.grid.run import run_grid
     from npusim.training.grid.settings import settings_of
     from npusim.training.metrics.measures import given
 
     settings = settings_of(session.run.preset, teacher_steps, kd_steps, lcm_steps, records)
-    run_grid(session, settings, wanted, given(inception, clip))
+    run_grid(session, settings, wanted, given(inception, clip), own)

@@ -114,7 +114,7 @@ def test_every_variant_is_kept_with_its_counts_and_a_sheet(whole: Path) -> None:
     assert counts["L-pp"] == counts["L-pps"] < counts["L-orig"]
     assert counts["synt"] == 14
     assert counts["synt-half"] == 7
-    assert counts["synt-half"] - counts["synt-cur"] == facts["curation"]["removed by rule"]
+    assert counts["synt-half"] - counts["synt-cur"] == facts["curation"]["removed"]
     assert counts["L-pps+synt"] == counts["L-pps"] + counts["synt"]
     assert {path.stem for path in data.glob("*.png")} == {name for name in VARIANTS if counts[name]}
 
@@ -183,3 +183,61 @@ def test_figures_that_a_users_network_adds_are_judged_again_and_get_their_column
     text = (out / "grid" / "tables.md").read_text()
     assert "| classifier FID | CLIP score |" in text
     assert "| 0.25 |" in text
+
+
+def _own(folder: Path, captions: list[str]) -> Path:
+    """An imagefolder of grey pictures."""
+    import json
+
+    from PIL import Image
+
+    folder.mkdir()
+    for index in range(len(captions)):
+        Image.new("RGB", (40, 32), (index, 90, 90)).save(folder / f"{index}.png")
+    rows = [{"file_name": f"{i}.png", "text": caption} for i, caption in enumerate(captions)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.training
+def test_a_users_variant_takes_the_place_of_the_grids_and_what_follows_is_made_from_it(
+    whole: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from npusim.training.grid.data import load_pool, make_data
+    from npusim.training.grid.settings import open_grid
+    from npusim.training.run import Run
+    from npusim.training.session import Session
+
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("grid"))
+    own = {"L-pp": _own(tmp_path / "mine", ["small red circle", "blue cross", "green"])}
+    run = Run(preset=gridable.tiny(), out=out)
+    open_grid(run, gridable.SETTINGS, own)
+    make_data(Session(run=run), gridable.SETTINGS, own)
+    facts = checkpoints.read_json(out / "grid" / "data" / "data.json")
+    assert [facts[name]["records"] for name in ("L-orig", "L-pp", "L-pps", "L-pps+synt")] == [48, 3, 3, 17]
+    pool = load_pool(run, "L-pp")
+    assert pool is not None
+    assert tuple(pool.latents.shape[:1]) == (3,)
+    with pytest.raises(
+        BadInputError, match=r"this grid was begun with variants \{'L-pp': .*, asked for None; use"
+    ):
+        open_grid(run, gridable.SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["x=/tmp"], r"--variant x=/tmp: write NAME=FOLDER with NAME one of L-orig, L-pp"),
+        (["L-pp"], "--variant L-pp: write NAME=FOLDER"),
+        (["L-orig=a"], "--variant L-orig: give L-pp too; the grid cannot make them from your L-orig"),
+        (["synt=a", "synt-cur=b"], "--variant synt: give synt-half too"),
+    ],
+)
+def test_a_variant_that_cannot_be_placed_is_a_sentence(words: list[str], sentence: str) -> None:
+    from npusim.training.grid.plan import given_variants
+
+    with pytest.raises(BadInputError, match=sentence):
+        given_variants(words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,21 @@ from npusim.training.session import Session
 SHEET = 32
 
 
-def make_data(session: Session, settings: GridSettings) -> None:
-    """Make every variant, unless all are there: pools, sheets and data.json, published as one folder."""
+def make_data(session: Session, settings: GridSettings, given: Mapping[str, Path]) -> None:
+    """Make every variant, unless all are there: pools, sheets and data.json, published as one folder.
+
+    Args:
+        given: variants that the user made, each an imagefolder with metadata.jsonl (`npusim train data` leaves such).
+
+    Raises:
+        BadInputError: a given folder cannot be read.
+    """
     run, folder = session.run, grid_folder(session.run) / "data"
     if (folder / "data.json").is_file():
         return
     shared = surroundings(run)
     reader = Reader(runs.load_classifier(run), run.world())
-    made, report = _variants(run, settings, shared, reader)
+    made, report = _variants(run, settings, shared, reader, given)
 
     def fill(aside: Path) -> None:
         for name, records in made.items():
@@ -52,30 +59,31 @@ def make_data(session: Session, settings: GridSettings) -> None:
 
 
 def _variants(
-    run: Run, settings: GridSettings, shared: Surroundings, reader: Reader
+    run: Run, settings: GridSettings, shared: Surroundings, reader: Reader, given: Mapping[str, Path]
 ) -> tuple[dict[str, Records], dict[str, Any]]:
-    """Every variant by name, and what the chain did."""
-    world = run.world()
-    found = crawl(world, Draw(run.seed, "crawl", 0).numpy(), settings.records)
-    pp, cleaning = variants.cleaned(found, reader)
-    pps = variants.recaptioned(pp, reader, Draw(run.seed, "recaption", 0).numpy())
-    rng = Draw(run.seed, "quota", 0).numpy()
-    synt = variants.synthetic(world, rng, settings.synthetic, _drawing(run, settings, shared))
-    half = synt.take(np.arange(len(synt.captions) // 2))
-    cur = variants.curated_by_rule(half, reader, settings.allowed_wrong)
-    made = {
-        "L-orig": variants.as_found(found),
-        "L-pp": pp,
-        "L-pps": pps,
-        "synt": synt,
-        "synt-half": half,
-        "synt-cur": cur,
-        "L-pps+synt": pps.plus(synt),
-        "L-pps+synt-cur": pps.plus(cur),
-    }
-    assert tuple(made) == VARIANTS
-    removed = len(half.captions) - len(cur.captions)
-    return made, {"cleaning": cleaning, "curation": {"read": len(half.captions), "removed by rule": removed}}
+    """Every variant by name, given or made, and what was done."""
+    world, report = run.world(), dict[str, Any]()
+    made = {name: variants.read_records(folder, world) for name, folder in given.items()}
+    if "L-orig" not in made or "L-pp" not in made:
+        found = crawl(world, Draw(run.seed, "crawl", 0).numpy(), settings.records)
+        made.setdefault("L-orig", variants.as_found(found))
+        if "L-pp" not in made:
+            made["L-pp"], report["cleaning"] = variants.cleaned(found, reader)
+    if "L-pps" not in made:
+        rng = Draw(run.seed, "recaption", 0).numpy()
+        made["L-pps"] = variants.recaptioned(made["L-pp"], reader, rng)
+    if "synt" not in made:
+        rng = Draw(run.seed, "quota", 0).numpy()
+        made["synt"] = variants.synthetic(world, rng, settings.synthetic, _drawing(run, settings, shared))
+    synt = made["synt"]
+    half = made.setdefault("synt-half", synt.take(np.arange(len(synt.captions) // 2)))
+    if "synt-cur" not in made:
+        made["synt-cur"] = variants.curated_by_rule(half, reader, settings.allowed_wrong)
+    removed = len(half.captions) - len(made["synt-cur"].captions)
+    report["curation"] = {"read": len(half.captions), "removed": removed}
+    for second in ("synt", "synt-cur"):
+        made.setdefault(f"L-pps+{second}", made["L-pps"].plus(made[second]))
+    return {name: made[name] for name in VARIANTS}, report
 
 
 def _drawing(run: Run, settings: GridSettings, shared: Surroundings) -> Callable[[list[str]], Bytes]:

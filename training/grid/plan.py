@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Literal
 
 from npusim.errors import BadInputError
@@ -231,6 +232,33 @@ def tables(teacher_steps: int, student_steps: Iterable[int]) -> tuple[Table, ...
             rows=tuple(Row(label=f"{n} steps", cell="lcm-edgefusion", steps=n) for n in few),
         ),
     )
+
+
+LEANS_ON = {"L-orig": ("L-pp",), "synt": ("synt-half", "synt-cur")}
+"""Variants that would be made from another crawl, or without knowing what was asked for, if only the first were the user's."""
+
+
+def given_variants(words: Iterable[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` as a table.
+
+    Raises:
+        BadInputError: not of that form, no such variant, or one whose followers are not given.
+    """
+    table: dict[str, Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or not folder or name not in VARIANTS:
+            raise BadInputError(
+                f"--variant {word}: write NAME=FOLDER with NAME one of {', '.join(VARIANTS)} and FOLDER an imagefolder"
+            )
+        table[name] = Path(folder)
+    for name, followers in LEANS_ON.items():
+        missing = [follower for follower in followers if name in table and follower not in table]
+        if missing:
+            raise BadInputError(
+                f"--variant {name}: give {' and '.join(missing)} too; the grid cannot make them from your {name}"
+            )
+    return table
 
 
 def chosen(patterns: Iterable[str]) -> list[Cell]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from npusim.errors import BadInputError
@@ -21,9 +23,15 @@ SHARED = ("classifier", "vae", "teacher", "bk-init")
 
 
 def run_grid(
-    session: Session, settings: GridSettings, cells: list[Cell], measures: Measures = NOTHING
+    session: Session,
+    settings: GridSettings,
+    cells: list[Cell],
+    measures: Measures = NOTHING,
+    given: Mapping[str, Path] | None = None,
 ) -> dict[str, Any] | None:
     """Train and judge these cells until the budget is spent; write the tables after each.
+
+    given: variants of the user's own, instead of the grid's.
 
     Returns:
         The tables, or None where the budget ended before the shared networks were there.
@@ -38,8 +46,8 @@ def run_grid(
         )
     if not all(run.finished(stage) or run_stage(session, stage) for stage in SHARED):
         return None
-    open_grid(run, settings)
-    make_data(session, settings)
+    open_grid(run, settings, given)
+    make_data(session, settings, given or {})
     bench = Bench(session, measures)
     bench.judge(BETTER, "teacher")
     for cell in cells:

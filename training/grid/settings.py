@@ -10,6 +10,7 @@ OUT/grid/tables.json, .md     what is finished, compared
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import torch
 from npusim.errors import BadInputError
 from npusim.training import checkpoints, networks
 from npusim.training import run as runs
-from npusim.training.config import Preset, as_json
+from npusim.training.config import Preset, as_json, digest
+from npusim.training.data.source import captioned
 from npusim.training.run import Run
 
 SYNT_SHARE = 62.3 / 212.8
@@ -70,8 +72,10 @@ def grid_folder(run: Run) -> Path:
     return run.out / "grid"
 
 
-def open_grid(run: Run, settings: GridSettings) -> None:
+def open_grid(run: Run, settings: GridSettings, given: Mapping[str, Path] | None = None) -> None:
     """Record the settings in the grid's folder, or check that they are the recorded ones.
+
+    given: the user's own variants; their listings are part of what must not change.
 
     Raises:
         BadInputError: the folder holds a grid of other settings, or of other networks.
@@ -84,16 +88,23 @@ def open_grid(run: Run, settings: GridSettings) -> None:
         "threads": torch.get_num_threads(),
         "networks": _networks(run),
     }
+    if given:
+        wanted["variants"] = {name: _listing(folder) for name, folder in given.items()}
     if not path.is_file():
         checkpoints.write_json(path, wanted)
         return
     found = checkpoints.read_json(path)
-    differing = [key for key, value in wanted.items() if found.get(key) != value]
+    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if differing:
-        what = ", ".join(f"{key} {found.get(key)}, asked for {wanted[key]}" for key in differing)
+        what = ", ".join(f"{key} {found.get(key)}, asked for {wanted.get(key)}" for key in differing)
         raise BadInputError(
             f"{path}: this grid was begun with {what}; use the same settings and networks, or another --out"
         )
+
+
+def _listing(folder: Path) -> str:
+    """A short name of an imagefolder's listing."""
+    return digest({str(path.relative_to(folder)): caption for path, caption in captioned(folder)})
 
 
 def _networks(run: Run) -> dict[str, str]:

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from npusim.errors import BadInputError
 from npusim.training import classifier
+from npusim.training.chain.pictures import UnusablePictureError, load
+from npusim.training.data.source import captioned
 from npusim.training.data.world import Labels, World
 from npusim.training.grid.crawl import Bytes, Found, to_floats
 
@@ -46,6 +50,26 @@ class Records:
         return Records(
             pictures, [*self.captions, *other.captions], np.concatenate([self.labels, other.labels])
         )
+
+
+def read_records(folder: Path, world: World) -> Records:
+    """A variant that the user made: an imagefolder, its pictures cut to the world's square.
+
+    Raises:
+        BadInputError: no listing, or a picture that cannot be read.
+    """
+    from PIL import ImageOps
+
+    listed, side = captioned(folder), world.resolution
+    pictures = np.empty((len(listed), 3, side, side), np.uint8)
+    for row, (path, _) in enumerate(listed):
+        try:
+            square = ImageOps.fit(load(path), (side, side))
+        except UnusablePictureError as error:
+            raise BadInputError(f"{path}: {error.reason}; remove its line from metadata.jsonl") from error
+        pictures[row] = np.asarray(square, np.uint8).transpose(2, 0, 1)
+    unknown = np.full((len(listed), len(world.attributes)), -1)
+    return Records(pictures, [caption for _, caption in listed], unknown)
 
 
 @dataclass(frozen=True, slots=True)
