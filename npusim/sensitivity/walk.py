@@ -34,6 +34,8 @@ _CHUNK = 1 << 18
 SMALL_MACS = 2_000_000_000
 #: Options whose errors are carried to the output.
 PROBES = ("w8a8", "w8a16", "fp16")
+#: Of these, the one that stands for all from the end of a block of several layers on.
+_MIDDLE = "w8a16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +118,22 @@ class Walk:
                 carried.add(probe, _power(error), arrived, signs.choice((-1.0, 1.0)))
             found.probes.clear()  # they are large
             local.append(found)
-        shares = {p: self._share(block, known, total) for p, total in carried.total.items()}
+        to_output = self._to_output(block, known, carried.total)
         self._advance(block, inside)
-        return _shares(self.subject.options, layers, local, carried.gains(shares), self.probes)
+        return _shares(self.subject.options, layers, local, carried.gains(to_output), self.probes)
+
+    def _to_output(self, block: range, known: Values, totals: Mapping[str, Values]) -> dict[str, float]:
+        """For each probe: share at the output per power at the block's end.
+
+        A single layer's errors keep their direction, so each probe has a run of its own. The sum over several layers is noise to what
+        follows, so one run stands for all probes.
+        """
+        probes = self.probes if len(block) == 1 else [_MIDDLE if _MIDDLE in self.probes else self.probes[0]]
+        found = {}
+        for probe in probes:
+            power = sum(_power(e) for e in totals[probe].values())
+            found[probe] = self._share(block, known, totals[probe]) / power if power else 0.0
+        return {p: found.get(p, found[probes[0]]) for p in self.probes}
 
     # ---- runs ------------------------------------------------------------------------------------------------------
 
@@ -252,16 +267,13 @@ class _Carried:
             self.total[probe][tensor] += np.float32(sign) * error
         self._powers[probe].append((power, sum(_power(e) for e in arrived.values())))
 
-    def gains(self, shares: Mapping[str, float]) -> list[dict[str, float]]:
+    def gains(self, to_output: Mapping[str, float]) -> list[dict[str, float]]:
         """For each layer and probe: share at the output per power at the layer's output."""
         found: list[dict[str, float]] = []
         for probe, powers in self._powers.items():
-            whole = sum(_power(e) for e in self.total[probe].values())
             found = found or [{} for _ in powers]
             for gain, (made, left) in zip(found, powers, strict=True):
-                gain[probe] = (
-                    shares[probe] / whole * left / made if whole and made and np.isfinite(made) else 0.0
-                )
+                gain[probe] = to_output[probe] * left / made if made and np.isfinite(made) else 0.0
         return found
 
 
