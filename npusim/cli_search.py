@@ -171,7 +171,7 @@ def search(
     budgets: Annotated[
         int,
         typer.Option(
-            help="Budgets of latency, of DRAM bytes and of energy for which the least error is sought.",
+            help="Budgets of latency, of DRAM bytes and of error for which the best is sought.",
             min=1,
             max=100,
         ),

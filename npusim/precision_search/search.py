@@ -28,7 +28,7 @@ CLOSE = 0.02
 ROUNDS = 8
 #: Networks of at most this many choices have their whole front enumerated.
 ENUMERATED = 8
-#: Budgets between the cheapest and the dearest uniform precision for which a larger network's front is solved, per objective.
+#: Budgets of latency, of DRAM bytes and of error, between the uniform precisions' least and most, for which a larger network is solved.
 BUDGETS = 6
 
 
@@ -164,25 +164,41 @@ class Search:
     # ---- the front -------------------------------------------------------------------------------------------------
 
     def explore(self, budgets: int = BUDGETS, say: Callable[[int], None] = lambda _: None) -> None:
-        """Simulate assignments all along the front: the whole of it in small networks, else the least error under a row of budgets."""
+        """Simulate assignments all along the front: the whole of it in small networks, else the best under a row of budgets.
+
+        Least error for latencies and DRAM bytes, least energy for errors.
+        """
         if len(self.choices.groups) <= ENUMERATED:
             for picks in _spread(self.choices, exact_front(self.choices), 4 * budgets):
                 self.simulate(picks)
             say(3 * budgets)
             return
         uniform = np.asarray([p.values for p in self.points.values() if p.name])
-        for column, name in enumerate(OBJECTIVES[1:], start=1):
-            low, high = uniform[:, column].min(), uniform[:, column].max()
-            for share in (np.arange(budgets) + 0.5) / budgets:
-                self._explore_budget(name, float(low + share * (high - low)))
+        low, high = uniform.min(axis=0), uniform.max(axis=0)
+        shares = (np.arange(budgets) + 0.5) / budgets
+        for name in (
+            "latency_ps",
+            "dram_bytes",
+        ):  # closer together where it is cheap: there a little buys much
+            column = OBJECTIVES.index(name)
+            for share in shares**2:
+                self._propose("error", name, float(low[column] + share * (high[column] - low[column])))
                 say(1)
+        for share in shares:  # evenly in dB
+            self._propose("energy_pj", "error", float(low[0] ** (1 - share) * high[0] ** share))
+            say(1)
 
-    def _explore_budget(self, name: str, most: float) -> None:
-        """Least error within a budget; the sums are those of the nearest simulated assignment."""
-        column = OBJECTIVES.index(name)
-        near = min(self.points.values(), key=lambda p: (abs(float(p.values[column]) - most), p.picks))
-        base = near.values - self.choices.total(near.picks)
-        picks = best_picks(self.choices, "error", {name: most}, {name: float(base[column])})
+    def _propose(self, minimise: str, limited: str, most: float) -> None:
+        """Simulate the best within one budget; the sums are those of the simulated assignment that is nearest to it."""
+        column = OBJECTIVES.index(limited)
+        if limited == "error":
+            picks = best_picks(
+                self.choices, minimise, {limited: _first_order(most, self.errors.second_order)}
+            )
+        else:
+            near = min(self.points.values(), key=lambda p: (abs(float(p.values[column]) - most), p.picks))
+            base = float((near.values - self.choices.total(near.picks))[column])
+            picks = best_picks(self.choices, minimise, {limited: most}, {limited: base})
         if picks is not None:
             self.simulate(picks)
 
