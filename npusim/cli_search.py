@@ -55,9 +55,13 @@ def measured_model(question: Question, graph: Graph) -> Measured:
     from npusim.sensitivity.run import Measuring
 
     how = Measuring(cache=question.cache, processes=question.workers, quiet=question.quiet)
-    return measure_model(
-        question.model, graph, question.calibration, how, unconditional=question.unconditional
-    )
+    try:
+        return measure_model(
+            question.model, graph, question.calibration, how, unconditional=question.unconditional
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write("npusim: blocks that were measured are kept; the same command goes on from there\n")
+        raise
 
 
 @dataclass(frozen=True, slots=True)

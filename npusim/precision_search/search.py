@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,10 @@ Floats = npt.NDArray[np.float64]
 CLOSE = 0.02
 #: Most simulations in answer to one question.
 ROUNDS = 8
-#: Networks of at most this many choices have their whole front enumerated.
-ENUMERATED = 8
+#: Of so few assignments, all are simulated.
+SIMULATED = 256
+#: Networks of at most this many choices have the whole front of their sums enumerated; of it, so many points per budget are simulated.
+ENUMERATED, PER_BUDGET = 8, 16
 #: Budgets of latency, of DRAM bytes and of error, between the uniform precisions' least and most, for which a larger network is solved.
 BUDGETS = 6
 
@@ -169,7 +172,7 @@ class Search:
         Least error for latencies and DRAM bytes, least energy for errors.
         """
         if len(self.choices.groups) <= ENUMERATED:
-            for picks in _spread(self.choices, exact_front(self.choices), 4 * budgets):
+            for picks in self._few(PER_BUDGET * budgets):
                 self.simulate(picks)
             say(3 * budgets)
             return
@@ -187,6 +190,15 @@ class Search:
         for share in shares:  # evenly in dB
             self._propose("energy_pj", "error", float(low[0] ** (1 - share) * high[0] ** share))
             say(1)
+
+    def _few(self, most: int) -> Sequence[Picks]:
+        """Every assignment of a tiny network; of a small one, those that no other beats as sums."""
+        width, count = len(self.choices.options), len(self.choices.groups)
+        if width**count <= SIMULATED:
+            return [
+                p for p in product(range(width), repeat=count) if np.isfinite(self.choices.total(p)).all()
+            ]
+        return _spread(self.choices, exact_front(self.choices), most)
 
     def _propose(self, minimise: str, limited: str, most: float) -> None:
         """Simulate the best within one budget; the sums are those of the simulated assignment that is nearest to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_the_front_contains_or_beats_every_uniform_precision(measured: Measured)
         assert any((values <= uniform).all() for values in front), option
     for a in front:
         assert not any((b <= a).all() and (b < a).any() for b in front)
+
+
+def test_the_front_of_a_tiny_network_is_that_of_simulating_everything(measured: Measured) -> None:
+    search, other = searching(measured), searching(measured)
+    search.explore(1)
+    count, width = len(search.choices.groups), len(search.choices.options)
+    for picks in product(range(width), repeat=count):
+        other.simulate(picks)
+    everything = np.asarray([p.values for p in other.points.values()])
+    kept = {tuple(v) for v in everything if not any((w <= v).all() and (w < v).any() for w in everything)}
+    assert {tuple(p.values) for p in search.front()} == kept
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
