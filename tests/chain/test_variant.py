@@ -201,6 +201,21 @@ def test_no_name_leads_out_of_the_folder(tmp_path_factory: pytest.TempPathFactor
     assert found is None or found.resolve().is_relative_to(folder.resolve())
 
 
+def test_links_are_followed_before_it_is_said_where_a_file_lies(tmp_path: Path) -> None:
+    for name in ("in/deep", "in-between", "out"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "in" / "way").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "near").symlink_to(tmp_path / "in" / "deep")
+    (tmp_path / "in" / "next.png").symlink_to(tmp_path / "in-between" / "x.png")
+    (tmp_path / "in" / "own.png").symlink_to("deep/x.png")
+    (tmp_path / "door").symlink_to(tmp_path / "in")
+    for folder in (tmp_path / "in", tmp_path / "door"):
+        for name in ("way/x.png", "next.png", "way"):
+            assert inside(folder, name) is None
+        for name in ("near/x.png", "own.png", "deep/x.png", "x.png"):
+            assert inside(folder, name) == folder / name
+
+
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
 

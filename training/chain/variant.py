@@ -124,10 +124,11 @@ def inside(folder: Path, name: str) -> Path | None:
     if not name or "\0" in name or pure.is_absolute() or ".." in pure.parts:
         return None
     path = folder / pure
-    return path if os.path.realpath(path).startswith(_real(folder)) else None
+    place = os.path.realpath(path) if path.is_symlink() else _real(path.parent)
+    return path if os.path.join(place, "").startswith(_real(folder)) else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _real(folder: Path) -> str:
     """The folder's place, links followed, with a slash at its end."""
     return os.path.join(os.path.realpath(folder), "")
