@@ -119,11 +119,10 @@ def test_latency_of_a_full_size_network_turns_out_as_predicted_after_few_simulat
     cast = {e: {"int8": 3e-5 * float(np.exp(drawn.standard_normal()))} for e in cast_edges(graph)}
     errors = Sensitivity(layers=layers, options=options, own=own, cast=cast)
     search = start_search(graph, Planner(npu=load_npu("exynos2400")), errors)
-    for goal in (Goal(max_latency_ms=48.0), Goal(min_sqnr_db=30.0)):
-        point = choose(search, goal)
-        assert not point.name
-        assert abs(point.predicted_ps / point.values[1] - 1) <= CLOSE
-    assert len(search.points) <= len(options) + 2 * 5
+    point = choose(search, Goal(max_latency_ms=48.0))
+    assert not point.name
+    assert abs(point.predicted_ps / point.values[1] - 1) <= CLOSE
+    assert len(search.points) <= len(options) + 5
 
 
 def test_auto_writes_a_run_that_executes_and_says_what_was_predicted(

@@ -71,7 +71,7 @@ def test_pairs_go_on_after_a_stop_and_end_the_same(tool: Any, tmp_path: Path) ->
     shipped = tool.load_shipped(tool.SHIPPED / "edgefusion-toy")
     made = preset("toy")
     run = Run(preset=made, out=tmp_path, seed=0)
-    labels, captions = judging_captions(made, run, 6)
+    labels, captions = judging_captions(made, run, 4)
     network = build_classifier(
         run.world()
     ).eval()  # untrained: what it reads is wrong, and the same on both ways
@@ -85,9 +85,9 @@ def test_pairs_go_on_after_a_stop_and_end_the_same(tool: Any, tmp_path: Path) ->
         "custom", out=tmp_path / "model", weights=tool.SHIPPED / "edgefusion-toy" / "unet"
     )
     deployment = tool.deploy(model, "exynos2400", "w8a16", inputs)
-    setting = tool.Setting("network", "w8a16", "exynos2400", 5, 2, 1, 0, deployment.plan.program_sha256)
+    setting = tool.Setting("network", "w8a16", "exynos2400", 3, 2, 1, 0, deployment.plan.program_sha256)
     integers = tool.Integers(deployment, shipped.unet)
-    pairs = tool.Pairs(shipped, Reader(), labels[:5], captions[:5], integers, setting)
+    pairs = tool.Pairs(shipped, Reader(), labels[:3], captions[:3], integers, setting)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     files = tool.run_chunks(pairs, whole)
     assert integers.checked == 1  # tiled equals untiled in the last chunk too
@@ -98,9 +98,9 @@ def test_pairs_go_on_after_a_stop_and_end_the_same(tool: Any, tmp_path: Path) ->
     for a, b in zip(files, again, strict=True):
         one, other = np.load(a), np.load(b)
         assert all(np.array_equal(one[name], other[name]) for name in one.files)
-    assert tool.judge_pairs(again)["pictures"] == 5
+    assert tool.judge_pairs(again)["pictures"] == 3
     with pytest.raises(BadInputError, match="give another --out"):
-        tool.open_folder(stopped, tool.Setting("network", "w8a8", "exynos2400", 5, 2, 1, 0, ""))
+        tool.open_folder(stopped, tool.Setting("network", "w8a8", "exynos2400", 3, 2, 1, 0, ""))
 
 
 def test_a_paired_difference_is_judged_by_its_interval(tool: Any, tmp_path: Path) -> None:
