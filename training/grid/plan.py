@@ -190,13 +190,19 @@ _LCM_ROWS = (
 )
 
 
+def _counted(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
 def tables(teacher_steps: int, student_steps: Iterable[int]) -> tuple[Table, ...]:
     """The tables for these step counts (the paper's: 25 for teachers and KD; 4, 2, 1 for LCM)."""
     few = tuple(student_steps)
     many, kd = teacher_steps, ("L-orig", "L-pp", "L-pps", _EDGEFUSION, "L-pps+synt-cur", "synt", "synt-cur")
     curation = [Row(label=f"KD, {d}", cell=f"kd-{d}", steps=many) for d in ("synt-half", "synt-cur")]
     curation += [
-        Row(label=f"LCM, {d}", cell=f"lcm-{d}", steps=n) for n in few for d in ("synt-half", "synt-cur")
+        Row(label=f"LCM, {d}, {_counted(n)}", cell=f"lcm-{d}", steps=n)
+        for n in few
+        for d in ("synt-half", "synt-cur")
     ]
     return (
         Table(
@@ -218,7 +224,7 @@ def tables(teacher_steps: int, student_steps: Iterable[int]) -> tuple[Table, ...
         *(
             Table(
                 name=f"lcm-{steps}",
-                title=f"LCM, {steps} step{'s' if steps > 1 else ''}: student's data; LCM's data",
+                title=f"LCM, {_counted(steps)}: student's data; LCM's data",
                 rows=tuple(Row(label=label, cell=cell, steps=steps) for label, cell in _LCM_ROWS),
             )
             for steps in few
@@ -229,7 +235,7 @@ def tables(teacher_steps: int, student_steps: Iterable[int]) -> tuple[Table, ...
         Table(
             name="steps",
             title="EdgeFusion by number of steps",
-            rows=tuple(Row(label=f"{n} steps", cell="lcm-edgefusion", steps=n) for n in few),
+            rows=tuple(Row(label=_counted(n), cell="lcm-edgefusion", steps=n) for n in few),
         ),
     )
 
