@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -36,18 +35,11 @@ def open_browser(profile: Path) -> Any:
     return selenium.Chrome(options=options, service=selenium.ChromeService(driver))
 
 
-def _hear_interrupts() -> None:
-    """A shell starts jobs in the background deaf to Ctrl-C, and so would be all that they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def served(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A verb of `npusim train` that serves a page: its process and the printed address."""
     command = [sys.executable, "-m", "npusim.training.cli", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_hear_interrupts
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
