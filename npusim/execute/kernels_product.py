@@ -93,7 +93,7 @@ def matmul(x: Array, y: Array, heads: int, *, y_rows_are_outputs: bool, workers:
 
 
 class Patches:
-    """The windows of recent convolutions as matrices, kept for the next ones that read the same pixels: one for each thread and key."""
+    """The windows of each thread's last convolution as a matrix, kept for its next one that reads the same pixels."""
 
     def __init__(self) -> None:
         self._own = threading.local()

@@ -123,8 +123,8 @@ class Memory:
                 place = self._place(buffer)
                 if self._ledger.write(buffer, place, self._places, access, whole=self._whole[access]):
                     place.mark(low, shape, access + 1)
+                place.write(low, shape, values)  # with its marks: who comes too early finds neither
                 self._release(buffer)
-            place.write(low, shape, values)
             return
         index, array = self._slices(access), self._array(buffer)
         array[index] = values
