@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -22,6 +23,33 @@ BASELINES = Path(__file__).parent / "baselines"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts jobs in the background deaf to Ctrl-C, and so would be every command that a test starts and interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+CHROMIUM = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1440,900",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def open_browser() -> Callable[[Path], Any]:
+    """Opens a headless chromium on a profile folder, with console and network logs; skips, with the reason, if there is none."""
+    selenium = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed (pip install selenium)"
+    )
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("chromium is not installed (apt-get install chromium chromium-driver)")
+
+    def opened(profile: Path) -> Any:
+        options = selenium.ChromeOptions()
+        options.binary_location = chromium
+        for flag in (*CHROMIUM, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        return selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+
+    return opened
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from npusim.training.chain.variant import Variant, open_variant
 from npusim.training.pages.curate import replay
 from npusim.training.pages.prefer import open_study, presentation, standing
 
-from .browser import open_browser, position, press, served, until, visit
+from .browser import position, press, served, until, visit
 from .conftest import QUIET, scene, write_folder
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"> a caption"
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser(open_browser: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     opened = open_browser(tmp_path_factory.mktemp("chromium"))
     yield opened
     opened.quit()

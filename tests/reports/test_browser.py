@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -22,29 +21,14 @@ from npusim.reports.page import write_report
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1440,900",
-)  # fmt: skip
 READY = (
     "return document.documentElement.dataset.ready || !document.getElementById('failed').hidden && 'failed'"
 )
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    selenium = pytest.importorskip(
-        "selenium.webdriver", reason="selenium is not installed (pip install selenium)"
-    )
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium is not installed (apt-get install chromium chromium-driver)")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+def browser(open_browser: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    opened = open_browser(tmp_path_factory.mktemp("chromium"))
     opened.set_script_timeout(120)
     yield opened
     opened.quit()
