@@ -26,11 +26,6 @@ def chrome_trace(graph: Graph, program: Program, trace: Trace, *, name: str) -> 
     yield "\n]}\n"
 
 
-def lane_of(program: Program) -> list[list[int]]:
-    """For each gang the numbers of its lanes in `program.lanes`."""
-    return [[program.lanes.index(f"{g.unit}{e}") for e in g.engines] for g in program.gangs]
-
-
 def _names(program: Program, name: str) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": name}}
     for number, lane in enumerate(program.lanes):
@@ -47,7 +42,7 @@ def _names(program: Program, name: str) -> Iterator[dict[str, Any]]:
 def _slices(graph: Graph, program: Program, trace: Trace) -> Iterator[str]:
     """One JSON object per command and lane. Built as text: there are tens of thousands of them."""
     commands = program.commands
-    lanes = lane_of(program)
+    lanes = program.gang_lanes()
     names = [json.dumps(layer.name) for layer in graph.layers]
     columns = zip(
         commands.opcode.tolist(), commands.gang.tolist(), commands.layer.tolist(), commands.role.tolist(), commands.tile.tolist(),

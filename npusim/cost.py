@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npusim.arrays import Array, ceil_div, product_steps, shared_steps
 from npusim.dtypes import PAIRS
-from npusim.hardware import Npu, TensorEngine
+from npusim.hardware import Npu
 from npusim.layout import box_bytes_and_runs
 from npusim.program import (
     DRAM,
@@ -31,43 +32,51 @@ from npusim.units import PS_PER_S
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-
-def ceil_div(a: Any, b: Any) -> Any:
-    """Quotient rounded up, of integers or integer arrays."""
-    return -(-a // b)
+#: (kind of tensor engine, how many), the kind that does most of the work first.
+Engines = tuple[tuple[str, int], ...]
 
 
-def product_steps(engine: TensorEngine, engines: int, batch: Any, m: Any, n: Any, k: Any) -> Any:
-    """Array steps that the busiest of `engines` equal arrays needs for `batch` products [m, k] x [k, n].
-
-    The work is split over one axis, whichever leaves the least: batch, rows or columns. Each extent is padded to the array.
-
-    Source: our assumption of an output-stationary `rows x cols` array that reduces `depth` terms per step.
-    """
-    rows, cols, depth = (
-        ceil_div(m, engine.array_rows),
-        ceil_div(n, engine.array_cols),
-        ceil_div(k, engine.array_depth),
+def arrays_of(npu: Npu, engines: Engines) -> tuple[Array, ...]:
+    """The multiplier arrays of (kind of tensor engine, how many)."""
+    described = {e.kind: e for e in npu.tensor_engine}
+    return tuple(
+        Array(described[kind].array_rows, described[kind].array_cols, described[kind].array_depth, count)
+        for kind, count in engines
     )
-    by_batch = ceil_div(batch, engines) * rows * cols
-    by_rows = batch * ceil_div(rows, engines) * cols
-    by_cols = batch * rows * ceil_div(cols, engines)
-    if isinstance(by_batch, int):
-        return min(by_batch, by_rows, by_cols) * depth
-    return np.minimum(np.minimum(by_batch, by_rows), by_cols) * depth
 
 
-def product_ps(
-    npu: Npu, engine: TensorEngine, engines: int, extents: Sequence[Any], pair: str, *, activations: bool
-) -> Any:
-    """Picoseconds of products on a gang of `engines` engines; `extents` is (batch, m, n, k).
+def step_ps(npu: Npu, pair: str, *, activations: bool) -> float:
+    """Picoseconds of one array step.
 
     Raises:
         KeyError: the hardware has no rate for this operand pair.
     """
     efficiency = npu.tensor_efficiency.activations if activations else npu.tensor_efficiency.weights
-    step_ps = PS_PER_S / (npu.core.clock_hz * npu.tensor_rates[pair] * efficiency)
-    return _up(product_steps(engine, engines, *extents) * step_ps)
+    return PS_PER_S / (npu.core.clock_hz * npu.tensor_rates[pair] * efficiency)
+
+
+def product_ps(
+    npu: Npu, arrays: Sequence[Array], extents: Sequence[Any], pair: str, *, activations: bool
+) -> Any:
+    """Picoseconds of products on a gang of these arrays (`arrays_of`); `extents` is (batch, m, n, k), integers or integer arrays.
+
+    Raises:
+        KeyError: the hardware has no rate for this operand pair.
+    """
+    if len(arrays) == 1:
+        steps = product_steps(arrays[0], *extents)
+    elif isinstance(extents[0], int):
+        steps = shared_steps(*arrays, *extents)
+    else:
+        steps = _each(arrays, np.stack(extents, axis=1))
+    return _up(steps * step_ps(npu, pair, activations=activations))
+
+
+def _each(arrays: Sequence[Array], extents: Ints) -> Ints:
+    """`shared_steps` of each row of extents [n, 4]."""
+    unique, inverse = np.unique(extents, axis=0, return_inverse=True)
+    steps = np.asarray([shared_steps(*arrays, *row) for row in unique.tolist()], dtype=np.int64)
+    return np.asarray(steps[inverse.reshape(-1)])
 
 
 def vector_ps(npu: Npu, engines: int, elements: Any, operations: Any) -> Any:
@@ -143,13 +152,10 @@ def compute_ps(program: Program, npu: Npu) -> Ints:
     """Picoseconds of each product and vector command, without hand-over; 0 for transfers."""
     commands = program.commands
     result = np.zeros(len(program), dtype=np.int64)
-    units = {e.kind: e for e in npu.tensor_engine}
     for index, gang in enumerate(program.gangs):
         mine = commands.gang == index
         if gang.kind == "tensor":
-            _fill_products(
-                result, program, npu, units[gang.unit], len(gang.engines), mine & (commands.opcode == PRODUCT)
-            )
+            _fill_products(result, program, npu, gang.counts, mine & (commands.opcode == PRODUCT))
         elif gang.kind == "vector":
             chosen = mine & (commands.opcode == VECTOR)
             rates = np.asarray([lane_operations(npu, f) for f in program.functions] or [0.0])
@@ -160,14 +166,9 @@ def compute_ps(program: Program, npu: Npu) -> Ints:
 
 
 def _fill_products(
-    result: Ints,
-    program: Program,
-    npu: Npu,
-    engine: TensorEngine,
-    engines: int,
-    chosen: npt.NDArray[np.bool_],
+    result: Ints, program: Program, npu: Npu, engines: Engines, chosen: npt.NDArray[np.bool_]
 ) -> None:
-    commands = program.commands
+    commands, arrays = program.commands, arrays_of(npu, engines)
     for pair in np.unique(commands.pair[chosen]):
         for activations in (False, True):
             rows = (
@@ -177,9 +178,7 @@ def _fill_products(
                 extents = tuple(
                     column[rows] for column in (commands.batch, commands.m, commands.n, commands.k)
                 )
-                result[rows] = product_ps(
-                    npu, engine, engines, extents, PAIRS[int(pair)], activations=activations
-                )
+                result[rows] = product_ps(npu, arrays, extents, PAIRS[int(pair)], activations=activations)
 
 
 def dram_traffic(program: Program) -> tuple[Ints, Ints]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from npusim.cost import Work, product_ps
+from npusim.cost import Work, arrays_of, product_ps
 from npusim.dtypes import PRECISIONS
 from npusim.graph import Graph
 from npusim.ops import product_of
@@ -98,7 +98,6 @@ def _computation(
 
 def _uncut_ps(graph: Graph, plan: Plan) -> int:
     """Time of all products, each in one piece on the engines that the plan gives it."""
-    engines = {e.kind: e for e in plan.npu.tensor_engine}
     planned = {p.name: p for p in plan.layers}
     total = 0
     for layer in graph.layers:
@@ -108,9 +107,12 @@ def _uncut_ps(graph: Graph, plan: Plan) -> int:
             precision = PRECISIONS[chosen.precision]
             pair = precision.activation_pair if product.activations else precision.weight_pair
             extents = (product.batch, product.m, product.n, product.k)
-            total += int(product_ps(
-                plan.npu, engines[chosen.unit], len(chosen.engines), extents, pair, activations=product.activations
-            ))  # fmt: skip
+            engines = tuple((kind, len(numbers)) for kind, numbers in chosen.engines.items())
+            total += int(
+                product_ps(
+                    plan.npu, arrays_of(plan.npu, engines), extents, pair, activations=product.activations
+                )
+            )
     return total
 
 

@@ -12,9 +12,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from npusim.errors import PlanError
 from npusim.hardware import Npu
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
+
+
+def _engines_by_kind(data: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 to 2: a layer's engines were all of one kind, its `unit`."""
+
+    def step(layer: Any) -> Any:
+        if not isinstance(layer, dict) or not isinstance(layer.get("unit"), str):
+            return layer  # refused when it is validated
+        rest = {k: v for k, v in layer.items() if k != "unit"}
+        return {**rest, "engines": {layer["unit"]: layer.get("engines")}}
+
+    layers = data.get("layers")
+    return {**data, "layers": [*map(step, layers)]} if isinstance(layers, list) else data
+
+
 #: Schema N -> a plan of it as schema N + 1. One entry per past schema, so that every older plan loads; never remove one.
-UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _engines_by_kind}
 
 
 class _Model(BaseModel):
@@ -43,12 +58,14 @@ class Slots(_Model):
 
 
 class LayerPlan(_Model):
-    """Decisions for one layer: precision, engines, pieces (None inside an attention segment), SRAM slots."""
+    """Decisions for one layer: precision, engines, pieces (None inside an attention segment), SRAM slots.
+
+    `engines` maps kinds of engine to the numbers of those that share the layer's work, e.g. `{"GNPU": [0, 1], "SNPU": [0, 1]}`.
+    """
 
     name: str
     precision: str
-    unit: str
-    engines: tuple[int, ...]
+    engines: Mapping[str, tuple[int, ...]]
     pieces: Pieces | None = None
     segment: str = ""
     slots: tuple[Slots, ...] = ()

@@ -37,12 +37,20 @@ FLAG_FIRST, FLAG_LAST, FLAG_REASSOCIATES, FLAG_ACTIVATIONS, FLAG_HANDOVER = 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gang:
-    """Engines of one kind that share a command: `kind` is tensor, vector or dma; `engines` are lane numbers."""
+    """Engines that share a command: `kind` is tensor, vector or dma; each engine is (kind of engine, number).
+
+    Tensor engines of two kinds may be one gang: they divide each product between them (`cost.product_ps`).
+    """
 
     name: str
     kind: str
-    unit: str
-    engines: tuple[int, ...]
+    engines: tuple[tuple[str, int], ...]
+
+    @property
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """(kind of engine, how many), in the order in which the kinds are named."""
+        kinds = [unit for unit, _ in self.engines]
+        return tuple((unit, kinds.count(unit)) for unit in dict.fromkeys(kinds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +150,16 @@ class Program:
         member: dict[tuple[str, int], tuple[int, ...]] = {}
         for number, gang in enumerate(self.gangs):
             for engine in gang.engines:
-                member[gang.unit, engine] = (*member.get((gang.unit, engine), ()), number)
+                member[engine] = (*member.get(engine, ()), number)
         return [
             (gangs, np.flatnonzero(np.isin(self.commands.gang, gangs)).tolist())
             for gangs in dict.fromkeys(member[key] for key in sorted(member))
         ]
+
+    def gang_lanes(self) -> list[tuple[int, ...]]:
+        """For each gang the numbers of its engines in `lanes`."""
+        number = {name: i for i, name in enumerate(self.lanes)}
+        return [tuple(number[f"{unit}{engine}"] for unit, engine in g.engines) for g in self.gangs]
 
     def sha256(self) -> str:
         """Hash of everything that decides what is run, in which order, on what."""

@@ -61,15 +61,12 @@ def kind_busy_ps(program: Program, trace: Trace, mine: Mask | None = None) -> di
 
 def lane_busy_ps(program: Program, trace: Trace) -> dict[str, int]:
     """Busy time of each engine lane, picoseconds."""
-    first: dict[str, int] = {}
-    for index, lane in enumerate(program.lanes):
-        first.setdefault(lane.rstrip("0123456789"), index)
     busy = dict.fromkeys(program.lanes, 0)
     duration = trace.end_ps - trace.start_ps
-    for index, gang in enumerate(program.gangs):
+    for index, lanes in enumerate(program.gang_lanes()):
         total = int(duration[program.commands.gang == index].sum())
-        for engine in gang.engines:
-            busy[program.lanes[first[gang.unit] + engine]] += total
+        for lane in lanes:
+            busy[program.lanes[lane]] += total
     return busy
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from npusim.program import Program
-from npusim.reports.events import gang_lanes
 from npusim.trace import Trace
 
 Ints = npt.NDArray[np.int64]
@@ -46,7 +45,7 @@ def _releasing(program: Program, trace: Trace) -> Ints:
 
 def _queue_predecessors(program: Program, trace: Trace) -> Ints:
     """[n, engines] the command before in each engine's queue, or -1; under `serial` the command before."""
-    count, lanes = len(program), gang_lanes(program)
+    count, lanes = len(program), program.gang_lanes()
     if trace.policy == "serial":
         return np.arange(-1, count - 1, dtype=np.int64)[:, None]
     width = max((len(lane) for lane in lanes), default=1)

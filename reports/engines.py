@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from npusim.program import Program
-from npusim.reports.events import gang_lanes
 from npusim.reports.theme import STATES, Figure, layout
 from npusim.trace import STALL_DEPENDENCY, STALL_DMA, Trace
 from npusim.units import PS_PER_MS
@@ -16,7 +15,7 @@ def engine_states(program: Program, trace: Trace) -> dict[str, dict[str, int]]:
 
     The gap before a command counts as what that command waited for last; time after a lane's last command is idle.
     """
-    lanes = gang_lanes(program)
+    lanes = program.gang_lanes()
     states = {}
     for lane, name in enumerate(program.lanes):
         users = [g for g, engines in enumerate(lanes) if lane in engines]

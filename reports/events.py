@@ -70,14 +70,6 @@ def quantum_ps(makespan_ps: int) -> int:
     return max(1, -(-makespan_ps // (2**31 - 1)))
 
 
-def gang_lanes(program: Program) -> list[tuple[int, ...]]:
-    """Indices into `program.lanes` of each gang's engines."""
-    first: dict[str, int] = {}
-    for index, lane in enumerate(program.lanes):
-        first.setdefault(lane.rstrip("0123456789"), index)
-    return [tuple(first[g.unit] + e for e in g.engines) for g in program.gangs]
-
-
 def categories(program: Program) -> Ints:
     """[n] index into `theme.CATEGORIES`: why each command runs, for its colour."""
     commands = program.commands
@@ -173,7 +165,7 @@ def event_columns(
 
 def gangs(program: Program, counts: list[int]) -> list[dict[str, Any]]:
     """Name, kind, lanes and number of commands of each gang, for the page."""
-    lanes = gang_lanes(program)
+    lanes = program.gang_lanes()
     return [
         {"name": g.name, "kind": g.kind, "lanes": list(lanes[i]), "commands": counts[i]}
         for i, g in enumerate(program.gangs)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npusim.program import Program
-from npusim.reports.events import categories, gang_lanes
+from npusim.reports.events import categories
 from npusim.reports.theme import CATEGORIES, Figure, layout
 from npusim.trace import Trace
 from npusim.units import PS_PER_MS
@@ -50,7 +50,7 @@ def add_blocks(
     shifts_ps: Sequence[int] = (0,), lane: int = 0,
 ) -> None:  # fmt: skip
     """Add the blocks of a window of a run: once moved right by each of `shifts_ps`, and down by `lane` lanes."""
-    lanes, category = gang_lanes(program), categories(program)
+    lanes, category = program.gang_lanes(), categories(program)
     for index in range(len(program.gangs)):
         mine = np.flatnonzero(
             (program.commands.gang == index) & (trace.end_ps > window[0]) & (trace.start_ps < window[1])

@@ -73,9 +73,9 @@ def _layer(
     problem: Problem, name: str, unit: Unit, pieces: Pieces | None, slots: tuple[Slots, ...]
 ) -> LayerPlan:
     vector = problem.npu.vector_engine
-    engine, count = problem.units.get(name, (vector.kind, vector.count))
+    engines = problem.units.get(name, ((vector.kind, vector.count),))
     return LayerPlan(
-        name=name, precision=problem.precision_of(name).name, unit=engine, engines=tuple(range(count)),
+        name=name, precision=problem.precision_of(name).name, engines={kind: tuple(range(count)) for kind, count in engines},
         segment=unit.name if unit.segment is not None else "", pieces=pieces, slots=slots,
     )  # fmt: skip
 

@@ -9,14 +9,18 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from npusim.cost import lane_operations, product_ps, vector_ps
+from npusim.cost import arrays_of, lane_operations, step_ps, vector_ps
 from npusim.dtypes import Precision
 from npusim.graph import Layer, Operand
 from npusim.ops import OPS, Product, product_of, vector_work
+from npusim.scheduler.cover import least_steps
 from npusim.scheduler.problem import Problem
 from npusim.units import PS_PER_S
 
 Ints = npt.NDArray[np.int64]
+
+#: Floating-point noise that a bound must not exceed.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +70,7 @@ def lower_bounds(problem: Problem) -> Bounds:
 
 
 def _tensor_ps(problem: Problem, layer: Layer, memo: dict[object, int]) -> int:
-    """The layer's products, cut in any way, on all tensor engines at once: the cheapest cut leaves no array step idle.
-
-    Cutting cannot lower the number of array steps per engine kind (a sum of quotients rounded up is at least the quotient of the
-    sum), so the uncut extents give the least work; engines of all kinds share it in proportion to their speed.
-    """
+    """The layer's products, cut in any way, on all tensor engines at once (see `cover.least_steps`)."""
     product = product_of(problem.graph, layer)
     if product is None:
         return 0
@@ -82,12 +82,10 @@ def _tensor_ps(problem: Problem, layer: Layer, memo: dict[object, int]) -> int:
 
 def _ideal_ps(problem: Problem, product: Product, precision: Precision) -> int:
     pair = precision.activation_pair if product.activations else precision.weight_pair
-    extents = (product.batch, product.m, product.n, product.k)
-    speed = 0.0
-    for engine in problem.npu.tensor_engine:
-        alone = int(product_ps(problem.npu, engine, 1, extents, pair, activations=product.activations))
-        speed += engine.count / alone
-    return int(1 / speed)
+    npu = problem.npu
+    arrays = arrays_of(npu, tuple((e.kind, e.count) for e in npu.tensor_engine))
+    steps = least_steps(arrays, product.batch, product.m, product.n, product.k)
+    return int(steps * step_ps(npu, pair, activations=product.activations) * (1 - ROUNDING))
 
 
 def _vector_ps(problem: Problem, layer: Layer) -> int:

@@ -299,18 +299,17 @@ def _product_ps(problem: Problem, layer: Layer, rows: int, cols: int) -> int:
     """All pieces of a member's product for one tile of `rows` rows, remembered by extents."""
     product = product_of(problem.graph, layer)
     assert product is not None
-    kind, count = problem.units[layer.name]
-    engine = next(e for e in problem.npu.tensor_engine if e.kind == kind)
+    arrays = problem.arrays(layer.name)
     precision = problem.precision_of(layer.name)
     out = problem.graph.tensors[layer.output].shape
     if layer.op == "matmul":
         heads = int(layer.attributes["heads"])
         width = product.n
         return int(product_ps(
-            problem.npu, engine, count, (heads, rows, width, product.k), precision.activation_pair, activations=True
+            problem.npu, arrays, (heads, rows, width, product.k), precision.activation_pair, activations=True
         ))  # fmt: skip
     gated = 2 if layer.attributes.get("gated") else 1
-    time = partial(product_ps, problem.npu, engine, count, pair=precision.weight_pair, activations=False)
+    time = partial(product_ps, problem.npu, arrays, pair=precision.weight_pair, activations=False)
     full, rest = divmod(out[3], cols)
     height = rows * out[1]
     total = full * int(time((product.batch, height, gated * cols // product.batch, product.k)))

@@ -55,7 +55,12 @@ def explain(planned: Planned) -> list[dict[str, Any]]:
     problem = planned.problem
     variants = {
         lever: make_problem(
-            problem.graph, doubled(problem.npu, lever), problem.precision, problem.policy, problem.precisions
+            problem.graph,
+            doubled(problem.npu, lever),
+            problem.precision,
+            problem.policy,
+            problem.precisions,
+            shared=problem.shared,
         )
         for lever in LEVERS
     }

@@ -243,14 +243,16 @@ class _Coster:
         """(tensor time, steps, loads per slot) of a product layer."""
         product, npu = self.product, self.problem.npu
         assert product is not None
-        kind, count = self.problem.units[self.layer.name]
-        engine = next(e for e in npu.tensor_engine if e.kind == kind)
         precision = self.problem.precision_of(self.layer.name)
         pair = precision.activation_pair if product.activations else precision.weight_pair
         outer, width, rows_each, extents = self._extents(pieces, product)
         blocks = -(-width // pieces.cols)
         steps = outer * rows_each * blocks
-        time = steps * int(product_ps(npu, engine, count, extents, pair, activations=product.activations))
+        time = steps * int(
+            product_ps(
+                npu, self.problem.arrays(self.layer.name), extents, pair, activations=product.activations
+            )
+        )
         x_loads, w_loads = _loads(pieces, rows_each, blocks)
         return time, steps, {"x": outer * x_loads, "w": outer * w_loads}
 

@@ -27,13 +27,23 @@ PREFETCHED = ("w", "params", "k", "v")
 
 
 def make_problem(
-    graph: Graph, npu: Npu, precision: str, policy: Policy, precisions: Precisions | None = None
+    graph: Graph,
+    npu: Npu,
+    precision: str,
+    policy: Policy,
+    precisions: Precisions | None = None,
+    *,
+    shared: bool = False,
 ) -> Problem:
-    """Fix layouts and engines; `precisions` of single layers override `precision`."""
+    """Fix layouts and engines; `precisions` of single layers override `precision`.
+
+    Args:
+        shared: whether tensor engines of two kinds may share a product.
+    """
     each = {x.name: precision for x in graph.layers} | dict(precisions or {})
     return Problem(
-        graph=graph, npu=npu, precision=precision, policy=policy, precisions=precisions or {},
-        layouts=choose_layouts(graph, npu), units=choose_units(graph, npu, each),
+        graph=graph, npu=npu, precision=precision, policy=policy, precisions=precisions or {}, shared=shared,
+        layouts=choose_layouts(graph, npu), units=choose_units(graph, npu, each, shared=shared),
     )  # fmt: skip
 
 

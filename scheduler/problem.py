@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
+from npusim.arrays import Array
+from npusim.cost import Engines, arrays_of
 from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Coverage, Graph, Layer
 from npusim.hardware import Npu
@@ -30,7 +32,8 @@ class Problem:
         precision: of every layer that `precisions` does not name.
         precisions: layer -> precision, of a network whose casts are layers (see `npusim.precisions`).
         layouts: layout of each tensor that is not plain.
-        units: product layer -> (kind of tensor engine, how many of them work together).
+        units: product layer -> the tensor engines that share it.
+        shared: whether tensor engines of two kinds may share a product.
         chains: layers that run joined, when the last of them is due.
         whole: the network that this is a part of, if it is one.
         held: tensors that a part finds in SRAM, and those that it leaves there.
@@ -43,8 +46,9 @@ class Problem:
     precision: str
     policy: Policy
     layouts: Mapping[str, Layout]
-    units: Mapping[str, tuple[str, int]]
+    units: Mapping[str, Engines]
     precisions: Precisions = field(default_factory=dict)
+    shared: bool = False
     chains: tuple[tuple[str, ...], ...] = ()
     whole: Problem | None = None
     held: frozenset[str] = frozenset()
@@ -63,6 +67,13 @@ class Problem:
     def precision_of(self, layer: str) -> Precision:
         """Precision of a layer."""
         return PRECISIONS[self.precisions.get(layer, self.precision)]
+
+    def arrays(self, layer: str) -> Sequence[Array]:
+        """The multiplier arrays that share a product layer."""
+        engines = self.units[layer]
+        if ("arrays", engines) not in self.memo:
+            self.memo["arrays", engines] = arrays_of(self.npu, engines)
+        return cast("Sequence[Array]", self.memo["arrays", engines])
 
     @cached_property
     def everything_fits(self) -> bool:

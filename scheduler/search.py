@@ -88,9 +88,10 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     tiles.
     """
     check_request(npu, request)
-    problem = make_problem(graph, npu, request.precision, request.policy, request.precisions)
+    auto = request.tiles == "auto"
+    problem = make_problem(graph, npu, request.precision, request.policy, request.precisions, shared=auto)
     search = _Search(problem, request)
-    if request.tiles == "auto":
+    if auto:
         search.auto()
     else:
         search.attempt(request.tiles, search.proposed())

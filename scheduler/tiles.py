@@ -159,13 +159,15 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
     pair = problem.precision_of(layers.scores.name).activation_pair
     tensor = 0
     for layer, cols in ((layers.scores, keys), (layers.values, layers.out.width)):
-        kind, count = problem.units[layer.name]
-        engine = next(e for e in npu.tensor_engine if e.kind == kind)
         product = product_of(graph, layer)
         assert product is not None
         tensor += tiles * int(
             product_ps(
-                npu, engine, count, (tiling.heads, tiling.rows, cols, product.k), pair, activations=True
+                npu,
+                problem.arrays(layer.name),
+                (tiling.heads, tiling.rows, cols, product.k),
+                pair,
+                activations=True,
             )
         )
     vector = int(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from npusim.chrome_trace import lane_of
 from npusim.errors import MissingExtraError
 from npusim.graph import Graph
 from npusim.program import OPCODES, ROLES, Program
@@ -52,7 +51,7 @@ def _tracks(found: Any, proto: Any, program: Program, name: str) -> None:
 
 
 def _slices(found: Any, proto: Any, graph: Graph, program: Program, trace: Trace) -> None:
-    commands, lanes = program.commands, lane_of(program)
+    commands, lanes = program.commands, program.gang_lanes()
     names = [layer.name for layer in graph.layers]
     columns = zip(
         commands.opcode.tolist(), commands.gang.tolist(), commands.layer.tolist(), commands.role.tolist(), commands.tile.tolist(),

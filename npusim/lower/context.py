@@ -47,7 +47,7 @@ class Lowering:
         gangs, lanes = gangs_of(plan)
         segments = tuple(s.name for s in plan.segments)
         self.builder = ProgramBuilder(gangs, lanes, [layer.name for layer in graph.layers], segments)
-        self._gang_index = {(g.kind, g.unit, g.engines): i for i, g in enumerate(gangs)}
+        self._gang_index = {(g.kind, g.engines): i for i, g in enumerate(gangs)}
         self.ids: dict[str, int] = {}
         self.homes: dict[str, int] = {}
         self._members = {s.name: s.layers for s in plan.segments}
@@ -109,17 +109,17 @@ class Lowering:
     def compute_gang(self, layer: Layer) -> int:
         """The tensor-engine gang of a product layer."""
         planned = self.layer_plans[layer.name]
-        return self._gang_index[("tensor", planned.unit, planned.engines)]
+        return self._gang_index["tensor", _each(planned)]
 
     def vector_gang(self) -> int:
         """All vector engines together."""
         unit = self.npu.vector_engine
-        return self._gang_index[("vector", unit.kind, tuple(range(unit.count)))]
+        return self._gang_index["vector", tuple((unit.kind, i) for i in range(unit.count))]
 
     def dma_gang(self, purpose: int) -> int:
         """DMA channel for a purpose (0 activations, 1 weights, 2 stores), as far as there are channels."""
         channel = purpose % self.npu.dma.channels
-        return self._gang_index[("dma", "dma", (channel,))]
+        return self._gang_index["dma", (("dma", channel),)]
 
     # ---- places ------------------------------------------------------------------------------------------------
 
@@ -235,29 +235,29 @@ def aligned(size: int, alignment: int) -> int:
 def gangs_of(plan: Plan) -> tuple[tuple[Gang, ...], tuple[str, ...]]:
     """Every gang that the plan uses, and the names of all engine lanes."""
     npu = plan.npu
-    lanes: list[str] = []
-    first: dict[str, int] = {}
-    for unit, count in [
-        *((e.kind, e.count) for e in npu.tensor_engine),
-        (npu.vector_engine.kind, npu.vector_engine.count),
-        ("dma", npu.dma.channels),
-    ]:
-        first[unit] = len(lanes)
-        lanes += [f"{unit}{i}" for i in range(count)]
-    used = sorted({(p.unit, p.engines) for p in plan.layers if p.unit != npu.vector_engine.kind})
-    gangs = [Gang(name=_gang_name(u, e), kind="tensor", unit=u, engines=e) for u, e in used]
-    every = tuple(range(npu.vector_engine.count))
-    gangs.append(
-        Gang(
-            name=_gang_name(npu.vector_engine.kind, every),
-            kind="vector",
-            unit=npu.vector_engine.kind,
-            engines=every,
-        )
-    )
-    gangs += [Gang(name=f"dma{i}", kind="dma", unit="dma", engines=(i,)) for i in range(npu.dma.channels)]
-    return tuple(gangs), tuple(lanes)
+    vector, dma = npu.vector_engine.kind, "dma"
+    counts = {
+        **{e.kind: e.count for e in npu.tensor_engine},
+        vector: npu.vector_engine.count,
+        dma: npu.dma.channels,
+    }
+    used = sorted({_each(p) for p in plan.layers if vector not in p.engines})
+    gangs = [
+        *(_gang("tensor", engines) for engines in used),
+        _gang("vector", [(vector, i) for i in range(npu.vector_engine.count)]),
+        *(_gang("dma", [(dma, i)]) for i in range(npu.dma.channels)),
+    ]
+    return tuple(gangs), tuple(f"{unit}{i}" for unit, count in counts.items() for i in range(count))
 
 
-def _gang_name(unit: str, engines: tuple[int, ...]) -> str:
-    return f"{unit}{engines[0]}" if len(engines) == 1 else f"{unit}{engines[0]}-{engines[-1]}"
+def _each(planned: LayerPlan) -> tuple[tuple[str, int], ...]:
+    """(kind, number) of each engine of a layer."""
+    return tuple((unit, number) for unit, numbers in planned.engines.items() for number in numbers)
+
+
+def _gang(kind: str, engines: Sequence[tuple[str, int]]) -> Gang:
+    numbers: dict[str, list[int]] = {}
+    for unit, number in engines:
+        numbers.setdefault(unit, []).append(number)
+    name = "+".join(f"{u}{n[0]}" if len(n) == 1 else f"{u}{n[0]}-{n[-1]}" for u, n in numbers.items())
+    return Gang(name=name, kind=kind, engines=tuple(engines))

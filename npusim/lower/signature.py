@@ -74,7 +74,7 @@ def _layer_key(low: Lowering, layer: Layer, index: Mapping[str, int]) -> object:
         tuple((e.function, e.operand, e.value, e.parameters) for e in layer.epilogue),
         tuple((o.role, *((index[p.tensor], p.start, p.size) for p in o.parts)) for o in layer.operands),
         index[layer.output], layer.output in low.read_outside(plan.segment, layer),
-        plan.precision, plan.unit, plan.engines, _slots_key(plan.slots),
+        plan.precision, tuple(plan.engines.items()), _slots_key(plan.slots),
         (pieces.rows, pieces.cols, pieces.order, pieces.depth) if pieces is not None else None,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from itertools import product
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npusim import cost
+from npusim.arrays import Array, product_steps
 from npusim.cost import (
+    Engines,
+    arrays_of,
     dma_ps,
     lane_operations,
     product_ps,
-    product_steps,
     setup_ps,
     transfer_bytes,
     vector_ps,
 )
 from npusim.graph import Graph
-from npusim.hardware import TensorEngine, load_npu, with_values
+from npusim.hardware import load_npu, with_values
 
 stable = settings(derandomize=True, deadline=None, max_examples=150)
 TOY = load_npu("toy")
@@ -32,23 +34,16 @@ EXYNOS = load_npu("exynos2400")
 sizes = st.integers(1, 9)
 
 
-def engine(rows: int, cols: int, depth: int) -> TensorEngine:
-    return TensorEngine(
-        kind="T", count=3, macs_per_cycle=rows * cols * depth, array_rows=rows, array_cols=cols, array_depth=depth,
-        accumulator_bits=48,
-    )  # fmt: skip
-
-
-def steps_by_hand(unit: TensorEngine, engines: int, extents: tuple[int, int, int, int]) -> int:
+def steps_by_hand(unit: Array, extents: tuple[int, int, int, int]) -> int:
     """Deal every array-sized block of every product to an engine, in one of three ways; count the busiest engine's blocks."""
     batch, m, n, k = extents
-    rows, cols = range(0, m, unit.array_rows), range(0, n, unit.array_cols)
-    depth = len(range(0, k, unit.array_depth))
+    rows, cols = range(0, m, unit.rows), range(0, n, unit.cols)
+    depth = len(range(0, k, unit.depth))
     best = []
     for axis in range(3):
-        busy = [0] * engines
+        busy = [0] * unit.engines
         for index in product(range(batch), range(len(rows)), range(len(cols))):
-            busy[index[axis] % engines] += depth
+            busy[index[axis] % unit.engines] += depth
         best.append(max(busy))
     return min(best)
 
@@ -58,35 +53,38 @@ def steps_by_hand(unit: TensorEngine, engines: int, extents: tuple[int, int, int
 def test_array_steps_are_those_of_dealing_out_every_block(
     batch: int, m: int, n: int, k: int, engines: int, array: tuple[int, int, int]
 ) -> None:
-    unit = engine(*array)
-    assert product_steps(unit, engines, batch, m, n, k) == steps_by_hand(unit, engines, (batch, m, n, k))
+    unit = Array(*array, engines)
+    assert product_steps(unit, batch, m, n, k) == steps_by_hand(unit, (batch, m, n, k))
 
 
 @stable
 @given(sizes, sizes, sizes, sizes, st.integers(1, 4))
 def test_array_steps_never_beat_the_peak(batch: int, m: int, n: int, k: int, engines: int) -> None:
-    unit = engine(2, 3, 2)
-    assert product_steps(unit, engines, batch, m, n, k) * unit.macs_per_cycle * engines >= batch * m * n * k
+    unit = Array(2, 3, 2, engines)
+    assert product_steps(unit, batch, m, n, k) * prod(unit) >= batch * m * n * k
 
 
 @stable
-@given(st.lists(st.tuples(sizes, sizes, sizes, sizes), min_size=1, max_size=5))
-def test_columns_of_commands_cost_what_single_commands_cost(extents: list[tuple[int, int, int, int]]) -> None:
-    unit = TOY.tensor_engine[0]
+@given(st.lists(st.tuples(sizes, sizes, sizes, sizes), min_size=1, max_size=5), st.booleans())
+def test_columns_of_commands_cost_what_single_commands_cost(
+    extents: list[tuple[int, int, int, int]], shared: bool
+) -> None:
+    gang: Engines = (("GNPU", 2), ("SNPU", 2)) if shared else (("GNPU", 2),)
+    arrays = arrays_of(EXYNOS, gang)
     columns = [np.asarray(c, dtype=np.int64) for c in zip(*extents, strict=True)]
-    together = product_ps(TOY, unit, 1, columns, "int8xint16", activations=False)
+    together = product_ps(EXYNOS, arrays, columns, "int8xint16", activations=False)
     assert together.tolist() == [
-        product_ps(TOY, unit, 1, e, "int8xint16", activations=False) for e in extents
+        product_ps(EXYNOS, arrays, e, "int8xint16", activations=False) for e in extents
     ]
 
 
 def test_a_product_of_the_64x64_attention_by_hand() -> None:
     """Q K^T: 8 heads x 4096 x 4096 x 40 on two 8 x 16 x 64 arrays: the depth of 40 fills one step of 64."""
     steps = 8 // 2 * (4096 // 8) * (4096 // 16)
-    assert product_steps(EXYNOS.tensor_engine[0], 2, 8, 4096, 4096, 40) == steps
+    assert product_steps(arrays_of(EXYNOS, (("GNPU", 2),))[0], 8, 4096, 4096, 40) == steps
     seconds = steps / (1.196e9 * 0.25 * EXYNOS.tensor_efficiency.activations)
     time = product_ps(
-        EXYNOS, EXYNOS.tensor_engine[0], 2, (8, 4096, 4096, 40), "int16xint16", activations=True
+        EXYNOS, arrays_of(EXYNOS, (("GNPU", 2),)), (8, 4096, 4096, 40), "int16xint16", activations=True
     )
     assert time == pytest.approx(seconds * 1e12, rel=1e-9)
 

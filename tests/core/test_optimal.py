@@ -151,7 +151,7 @@ def simulated(
 
 def optimum(instance: Instance) -> tuple[int | None, int]:
     """Least makespan of all plans (None if none fits), and how many there are (not counted over MOST_PLANS)."""
-    problem = make_problem(instance.graph, instance.npu, "w8a16", instance.policy)
+    problem = make_problem(instance.graph, instance.npu, "w8a16", instance.policy, shared=True)
     every = list(islice(plans(problem), MOST_PLANS + 1))
     if len(every) > MOST_PLANS:
         return None, len(every)
@@ -194,7 +194,7 @@ def test_weights_of_a_phase_cross_the_bus_within_it_but_for_what_the_sram_held(
         "sram.sram_bytes": 1536, "vector_engine.lanes": 1,
         "dram.dram_shared_bytes_per_s": 500_000_000, "dma.channel_bytes_per_s": 500_000_000,
     })  # fmt: skip
-    problem = make_problem(graph, npu, "w8a16", "decoupled")
+    problem = make_problem(graph, npu, "w8a16", "decoupled", shared=True)
     vector = 16 * int(vector_ps(npu, npu.vector_engine.count, 256, lane_operations(npu, "silu")))
     weights = 16 * 16 * 9 + 16 * 4  # INT8, and a bias in INT32
     bus = (weights - 1536) * PS_PER_S // 500_000_000
@@ -210,7 +210,7 @@ def test_weights_of_a_phase_cross_the_bus_within_it_but_for_what_the_sram_held(
 @pytest.mark.parametrize("seed", range(60))
 def test_the_bound_never_rises_when_hardware_improves(net: Callable[..., Net], seed: int) -> None:
     instance = drawn(net, seed)
-    before = lower_bounds(make_problem(instance.graph, instance.npu, "w8a16", instance.policy))
+    before = lower_bounds(make_problem(instance.graph, instance.npu, "w8a16", instance.policy, shared=True))
     for path, factor in (
         ("sram.sram_bytes", 2), ("dram.dram_shared_bytes_per_s", 2), ("dma.channel_bytes_per_s", 2), ("dma.setup_s", 0.5),
         ("vector_engine.lanes", 2), ("core.clock_hz", 2), ("handover.handover_s", 0.5), ("tensor_rates.int8xint16", 2),
@@ -218,6 +218,6 @@ def test_the_bound_never_rises_when_hardware_improves(net: Callable[..., Net], s
         table, key = path.split(".")
         value = instance.npu.model_dump()[table][key] * factor
         better = with_values(instance.npu, {path: value})
-        after = lower_bounds(make_problem(instance.graph, better, "w8a16", instance.policy))
+        after = lower_bounds(make_problem(instance.graph, better, "w8a16", instance.policy, shared=True))
         assert after.makespan_ps <= before.makespan_ps
         assert after.dram_bytes <= before.dram_bytes

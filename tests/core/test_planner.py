@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from npusim import api
+from npusim.cost import Engines, arrays_of, product_ps
+from npusim.dtypes import PRECISIONS
 from npusim.errors import BadInputError
 from npusim.graph import Graph
 from npusim.hardware import Npu, load_npu, with_values
+from npusim.ops import Product, product_of
 from npusim.plan import SegmentPlan
 from npusim.program import PRODUCT, SRAM
+from npusim.scheduler.layouts import gangs
 from npusim.scheduler.planner import make_problem
 from npusim.scheduler.problem import Infeasible
 from npusim.scheduler.tiles import Tiling, fewest_tiles, find_segments, layers_of, slots_of, tile_count
@@ -325,12 +329,32 @@ def test_more_sram_never_spills_more(net: Callable[..., Net]) -> None:
     assert spilled == sorted(spilled, reverse=True)
 
 
-def test_engines_of_a_step_are_all_of_the_fastest_kind(net: Callable[..., Net]) -> None:
-    found = profiled(net().unet().graph(), npu="exynos2400")
+@pytest.mark.parametrize("tiles", ["sram", "auto"])
+def test_each_product_runs_on_the_fastest_gang_and_rules_keep_to_one_kind(
+    net: Callable[..., Net], tiles: str
+) -> None:
+    npu = load_npu("exynos2400")
+    n = net()
+    found = profiled(n.output(n.transformer(n.input("x", 1, 512, 320), 8)).graph(), npu=npu, tiles=tiles)
+    small: set[str] = set()
     for plan, layer in zip(found.plan.layers, found.graph.layers, strict=True):
-        tensor_layer = layer.op in ("conv", "linear", "matmul")
-        assert plan.unit == ("GNPU" if tensor_layer else "vector")
-        assert plan.engines == tuple(range(2 if tensor_layer else 4))
+        product = product_of(found.graph, layer)
+        if product is None:
+            assert plan.engines == {"vector": (0, 1, 2, 3)}
+            continue
+        small |= plan.engines.keys()
+        precision = PRECISIONS[plan.precision]
+        pair = precision.activation_pair if product.activations else precision.weight_pair
+
+        def time(engines: Engines, product: Product = product, pair: str = pair) -> int:
+            extents = (product.batch, product.m, product.n, product.k)
+            return int(
+                product_ps(npu, arrays_of(npu, engines), extents, pair, activations=product.activations)
+            )
+
+        every = gangs(npu, shared=tiles == "auto")
+        assert time(tuple((k, len(n)) for k, n in plan.engines.items())) == min(map(time, every))
+    assert ("SNPU" in small) == (tiles == "auto")
 
 
 def test_the_curve_marks_the_chosen_point_and_the_papers_rule(net: Callable[..., Net]) -> None:

@@ -57,10 +57,10 @@ def by_hand(steps: list[tuple[int, int]], gangs: tuple[Gang, ...]) -> Program:
 
 
 def dma_gangs(count: int) -> tuple[Gang, ...]:
-    return tuple(Gang(name=f"dma{i}", kind="dma", unit="dma", engines=(i,)) for i in range(count))
+    return tuple(Gang(name=f"dma{i}", kind="dma", engines=(("dma", i),)) for i in range(count))
 
 
-ALL_GANGS = (*dma_gangs(4), Gang(name="vector0-1", kind="vector", unit="vector", engines=(0, 1)))
+ALL_GANGS = (*dma_gangs(4), Gang(name="vector0-1", kind="vector", engines=(("vector", 0), ("vector", 1))))
 amounts = st.lists(st.integers(1, 5000), min_size=1, max_size=12)
 
 
@@ -192,7 +192,7 @@ def recurrence(program: Program, alone: list[int]) -> list[int]:
     end: list[int] = []
     pointers, indices = program.commands.dep_ptr.tolist(), program.commands.dep_idx.tolist()
     for command, gang in enumerate(program.commands.gang.tolist()):
-        engines = [(program.gangs[gang].unit, e) for e in program.gangs[gang].engines]
+        engines = program.gangs[gang].engines
         waits = [end[d] for d in indices[pointers[command] : pointers[command + 1]]] + [
             free.get(e, 0) for e in engines
         ]
@@ -245,8 +245,8 @@ def test_commands_start_after_what_they_wait_for_and_queues_keep_their_order(
     pointers, indices = program.commands.dep_ptr, program.commands.dep_idx
     waiting = np.repeat(np.arange(len(program)), np.diff(pointers))
     assert (trace.start_ps[waiting] >= trace.end_ps[indices]).all()
-    for unit, lane in {(g.unit, e) for g in program.gangs for e in g.engines}:
-        mine = [g.unit == unit and lane in g.engines for g in program.gangs]
+    for engine in {e for g in program.gangs for e in g.engines}:
+        mine = [engine in g.engines for g in program.gangs]
         commands = np.flatnonzero(np.asarray(mine)[program.commands.gang])
         assert (trace.start_ps[commands][1:] >= trace.end_ps[commands][:-1]).all()
 
@@ -255,7 +255,7 @@ def test_busy_time_of_a_lane_is_the_union_of_its_commands(block: Callable[..., a
     found = block("decoupled")
     program, trace = found.program, found.trace
     for lane, busy in lane_busy_ps(program, trace).items():
-        mine = [lane in {f"{g.unit}{e}" for e in g.engines} for g in program.gangs]
+        mine = [lane in {f"{unit}{number}" for unit, number in g.engines} for g in program.gangs]
         chosen = np.asarray(mine)[program.commands.gang]
         assert busy == union_ps(trace.start_ps[chosen], trace.end_ps[chosen])
 
