@@ -18,9 +18,9 @@ from npusim.scheduler.pieces import Option, layer_key
 from npusim.scheduler.problem import Problem
 
 #: Into how many tiles the rows of a chain are tried to be cut.
-COUNTS = (1, 2, 4, 8, 16, 32, 64)
-#: And into how many when it is decided where a run of layers is cut.
-PROPOSED = (4, 16)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+#: And into how many when it is decided where a run of layers is cut: the fewest that fit, and the next so many counts.
+PROPOSED, TRIED = (4, 16, 64, 128, 256), 2
 #: Into how many blocks of columns a gated product may be cut: both its halves wait in SRAM until they are multiplied.
 GATED_BLOCKS = 4
 #: Most tiles for each of which weights are streamed again.
@@ -396,14 +396,19 @@ def chain_ps(problem: Problem, part: Sequence[str]) -> int | None:
 
 
 def _least_ps(problem: Problem, part: Sequence[str]) -> int | None:
-    """The least predicted time of the tilings that fit; weights are streamed only where they cannot be kept."""
+    """The least predicted time of the fewest tiles that fit and of the next count; weights are streamed only where they cannot be kept."""
     capacity = problem.npu.sram.sram_bytes
     found = list(tilings(problem, part, PROPOSED))
     for kept in (True, False):
-        options = [predicted(problem, part, t, frozenset()) for t in found if t.kept == kept]
-        fitting = [o.cost_ps for o in options if o.sram_bytes <= capacity]
+        fitting: dict[int, int] = {}
+        for tiling in (t for t in found if t.kept == kept):
+            if len(fitting) == TRIED and tiling.rows not in fitting:
+                break
+            option = predicted(problem, part, tiling, frozenset())
+            if option.sram_bytes <= capacity:
+                fitting[tiling.rows] = min(fitting.get(tiling.rows, option.cost_ps), option.cost_ps)
         if fitting:
-            return min(fitting)
+            return min(fitting.values())
     return None
 
 

@@ -71,13 +71,16 @@ def test_the_bound_is_below_every_division_block_by_block(
     least = float("inf")
     for widths in product(range(n + 1), repeat=len(strips)):
         mine = sum(
-            product_steps(lead._replace(engines=1), 1, r, n - w, k) for r, w in zip(strips, widths, strict=True)
+            product_steps(lead._replace(engines=1), 1, r, n - w, k)
+            for r, w in zip(strips, widths, strict=True)
         )
         theirs = sum(
             product_steps(helper._replace(engines=1), 1, r, w, k) for r, w in zip(strips, widths, strict=True)
         )
         least = min(least, max(mine, theirs))
-    assert least_steps([lead._replace(engines=1), helper._replace(engines=1)], 1, m, n, k) <= least * (1 + 1e-9)
+    assert least_steps([lead._replace(engines=1), helper._replace(engines=1)], 1, m, n, k) <= least * (
+        1 + 1e-9
+    )
 
 
 @stable
