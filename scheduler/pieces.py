@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Literal
 
@@ -116,14 +117,31 @@ def _single_pass(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[
 
 
 def _mixed(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[Cut]:
-    """Cuts of both axes; one operand is loaded again for each part of the other."""
+    """Cuts of both axes; one operand is loaded again for each part of the other.
+
+    The outer operand's parts have any size, those of the inner one are small: what it takes is lost to the outer one.
+    """
     out = problem.graph.tensors[layer.output].shape
     rows = _row_choices(problem, layer, counts)
     if OPS[layer.op].streams != "product":
         return [(r, out[3], "rows") for r in rows]
     cols = _col_choices(problem, layer, counts)
-    some_rows, some_cols = dict.fromkeys((*rows[::3], rows[-1])), dict.fromkeys((*cols[::3], cols[-1]))
-    return [(r, c, order) for r in some_rows for c in some_cols for order in ("rows", "cols")]
+    product = product_of(problem.graph, layer)
+    assert product is not None
+    line = product.k * problem.precision_of(layer.name).activation_bytes  # of either operand, more or less
+    inner = partial(_small, line=line, capacity=problem.npu.sram.sram_bytes)
+    by_rows: list[Cut] = [(r, c, "rows") for r in rows for c in inner(cols)]
+    return by_rows + [(r, c, "cols") for c in cols for r in inner(rows)]
+
+
+#: Parts of the inner operand take about these shares of the SRAM.
+INNER_SHARES = (16, 64)
+
+
+def _small(sizes: Sequence[int], *, line: int, capacity: int) -> list[int]:
+    """Of part sizes, most lines first: the largest in each of the shares, and the smallest."""
+    found = [next((s for s in sizes if s * line * share <= capacity), sizes[-1]) for share in INNER_SHARES]
+    return list(dict.fromkeys([*found, sizes[-1]]))
 
 
 def _row_choices(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[int]:
