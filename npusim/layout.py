@@ -56,6 +56,7 @@ def box_bytes_and_runs(tensor: Ints, box: Ints, layout: Ints, element_bytes: Int
 
     Source: our own definition; the paper's Table 6 shows Q and K (padded rows) at the rate of S, V and A (80-byte runs) slower.
     """
+    box = box.astype(np.int64)  # kept in 32 bits where that is enough; bytes are not
     return _where_blocked(
         _plain(tensor, box, element_bytes), _blocked(tensor, box, layout, element_bytes), layout[:, 0] > 0
     )

@@ -135,7 +135,7 @@ def _mixed(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[Cut]:
 
 
 #: Parts of the inner operand take about these shares of the SRAM.
-INNER_SHARES = (16, 64)
+INNER_SHARES = (8, 32)
 
 
 def _small(sizes: Sequence[int], *, line: int, capacity: int) -> list[int]:

@@ -65,14 +65,20 @@ COMMAND_COLUMNS = (
 )  # fmt: skip
 #: Columns of an access: command, operand, mode, buffer, offset, shape.
 ACCESS_WIDTH = 12
+#: From this extent on, boxes need more than 32 bits.
+LONG_AXIS = 2**31
 _COMPUTE = ("tensor", "vector")
 
 
 class Table:
-    """Rows of integers, appended one by one or as an array."""
+    """Rows of integers, appended one by one or as an array.
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    Attributes:
+        dtype: of the array that they become.
+    """
+
+    def __init__(self, width: int, dtype: type[np.signedinteger[Any]] = np.int64) -> None:
+        self.width, self.dtype = width, dtype
         self.fresh: list[tuple[int, ...]] = []
         self._chunks: list[Ints] = []
 
@@ -84,12 +90,12 @@ class Table:
     def last(self, count: int) -> Ints:
         """The last rows, which were appended one by one: [count, width]."""
         rows = self.fresh[len(self.fresh) - count :]
-        return np.asarray(rows, dtype=np.int64).reshape(count, self.width)
+        return np.asarray(rows, dtype=self.dtype).reshape(count, self.width)
 
     def array(self) -> Ints:
         """All rows: [n, width]."""
         self._settle()
-        return np.concatenate([np.empty((0, self.width), dtype=np.int64), *self._chunks])
+        return np.concatenate([np.empty((0, self.width), dtype=self.dtype), *self._chunks], dtype=self.dtype)
 
     def _settle(self) -> None:
         if self.fresh:
@@ -112,7 +118,7 @@ class ProgramBuilder:
         self.rows = Table(len(COMMAND_COLUMNS))
         self.kinds: list[str] = []  # of the gang of each command
         self.deps: list[list[int]] = []
-        self.accesses = Table(ACCESS_WIDTH)
+        self.accesses = Table(ACCESS_WIDTH, np.int32)  # most of a Program's memory
         self.born: list[int] = []  # how many commands there were when a buffer was added
         self.functions: list[str] = []
         self._function_index: dict[str, int] = {}
@@ -125,6 +131,8 @@ class ProgramBuilder:
 
     def tensor(self, name: str, kind: str, shape: Shape4, element_bytes: int, layout: Layout) -> int:
         """Add a logical tensor; returns its index."""
+        if max(shape) >= LONG_AXIS:
+            self.accesses.dtype = np.int64
         self.tensors.append((name, kind, shape, element_bytes, layout))
         return len(self.tensors) - 1
 
