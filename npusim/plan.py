@@ -75,9 +75,10 @@ class SegmentPlan(_Model):
     """Layers scheduled together: tile extents, buffering, SRAM slots.
 
     Attributes:
-        kind: `attention` (scores, softmax, values: heads x query rows), or `rows` (a chain of layers, cut by rows of the last one).
+        kind: `attention` (scores, softmax, values: heads x query rows x keys), or `rows` (a chain of layers, cut by rows of the last one).
         tiles: slices per axis, e.g. `{"heads": 8, "rows": 16}`; `tile_count` is their product (per batch element).
         heads_per_tile, rows_per_tile: extent of one tile (the last may be smaller); a chain's tile has all heads.
+        keys_per_tile: keys of one tile of an attention (the last may have fewer), joined by online softmax; 0: all of them.
         depth: tiles in flight.
         in_place: whether probabilities overwrite scores.
         requested: the tile count asked for, where it had to be clamped; else 0.
@@ -90,6 +91,7 @@ class SegmentPlan(_Model):
     tile_count: int
     heads_per_tile: int = Field(gt=0)
     rows_per_tile: int = Field(gt=0)
+    keys_per_tile: int = Field(default=0, ge=0)
     depth: int = Field(gt=0)
     in_place: bool
     requested: int = 0

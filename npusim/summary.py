@@ -145,9 +145,9 @@ def assumptions(plan: Plan) -> list[str]:
         "bias and requantization cost nothing: they are part of the tensor engine's output stage",
         "model inputs and outputs lie in DRAM, images channels last",
     ]
+    axes = "heads and query rows" if plan.options.tiles.isdecimal() else "heads, query rows and keys"
     found += [
-        f"segment {name} is not joined: no tiling of its heads and query rows fits the SRAM"
-        for name in plan.unjoined
+        f"segment {name} is not joined: no tiling of its {axes} fits the SRAM" for name in plan.unjoined
     ]
     found += [
         f"segment {s.name}: {s.requested} tiles were asked for, {s.tile_count} are possible"

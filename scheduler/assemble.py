@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import npusim
 from npusim.graph import Tensor
-from npusim.layout import PLAIN
+from npusim.layout import PLAIN, Layout, stored_bytes
+from npusim.lower.context import aligned
 from npusim.plan import LayerPlan, ModelRef, Options, Pieces, Plan, SegmentPlan, Slots, TensorPlan
 from npusim.scheduler.kinds import KINDS, Tile
 from npusim.scheduler.pieces import Option
@@ -31,6 +32,7 @@ def assemble(problem: Problem, request: Request, units: Sequence[Unit], decided:
     graph = problem.graph
     layers: dict[str, LayerPlan] = {}
     segments: list[SegmentPlan] = []
+    layouts = dict(problem.layouts)
     for unit, option in zip(units, decided.options, strict=True):
         slots = _slots(problem, unit, decided, option)
         pieces: Mapping[str, Pieces] = {}
@@ -39,6 +41,7 @@ def assemble(problem: Problem, request: Request, units: Sequence[Unit], decided:
             kind, own = KINDS[unit.segment.kind], slots.get(unit.segment.name, ())
             segments.append(kind.plan(problem.graph, unit.segment, option.tile, own))
             pieces = kind.pieces(unit.segment, option.tile)
+            layouts |= kind.layouts(problem, unit.segment, option.tile)
         elif option.pieces is not None:
             pieces = {unit.name: option.pieces}
         for name in unit.layers:
@@ -50,7 +53,7 @@ def assemble(problem: Problem, request: Request, units: Sequence[Unit], decided:
             tiles=request.tiles, segments=request.segments, precision=request.precision, policy=request.policy
         ),
         npu=problem.npu,
-        tensors=tuple(_tensor(problem, t, decided) for t in graph.tensors.values()),
+        tensors=tuple(_tensor(problem, t, decided, layouts) for t in graph.tensors.values()),
         layers=tuple(layers[x.name] for x in graph.layers),
         segments=tuple(segments),
     )
@@ -80,13 +83,16 @@ def _layer(
     )  # fmt: skip
 
 
-def _tensor(problem: Problem, tensor: Tensor, decided: Decisions) -> TensorPlan:
+def _tensor(
+    problem: Problem, tensor: Tensor, decided: Decisions, layouts: Mapping[str, Layout]
+) -> TensorPlan:
     name, resident = tensor.name, decided.resident
-    layout = problem.layouts.get(name, PLAIN)
+    layout, size = layouts.get(name, PLAIN), problem.element_bytes[name]
+    stored = aligned(stored_bytes(tensor.shape, layout, size), problem.npu.sram.alignment_bytes)
     before = problem.in_place.get(name, "")
     return TensorPlan(
         name=name, home="sram" if name in resident else "dram", block=layout.block, padded=layout.padded,
-        element_bytes=problem.element_bytes[name], address=decided.addresses.get(name, 0), size_bytes=problem.tensor_bytes(name),
+        element_bytes=size, address=decided.addresses.get(name, 0), size_bytes=stored,
         in_place_of=before if name in resident and before in resident else "",
         loaded=tensor.kind == "input" and name in resident and name not in problem.held,
     )  # fmt: skip

@@ -8,6 +8,8 @@ from math import ceil
 from typing import Protocol
 
 from npusim.graph import Graph
+from npusim.layout import PLAIN, Layout
+from npusim.lower.attention import block_layout
 from npusim.lower.slots import SlotSpec
 from npusim.plan import Pieces, SegmentPlan, Slots
 from npusim.scheduler import chains, tiles
@@ -50,9 +52,12 @@ class Kind(Protocol):
     def pieces(self, segment: Segment, tile: Tile) -> Mapping[str, Pieces]:
         """How each layer is cut inside a tile, where it is."""
 
+    def layouts(self, problem: Problem, segment: Segment, tile: Tile) -> Mapping[str, Layout]:
+        """Layouts of what stays inside the segment, where they follow from the tile."""
+
 
 class Attention:
-    """Scores, softmax and values of one attention; tiles are heads x query rows."""
+    """Scores, softmax and values of one attention; tiles are heads x query rows x keys."""
 
     def key(self, problem: Problem, segment: Segment, resident: frozenset[str]) -> object:
         """See `Kind`."""
@@ -88,16 +93,24 @@ class Attention:
     def plan(self, graph: Graph, segment: Segment, tile: Tile, slots: tuple[Slots, ...]) -> SegmentPlan:
         """See `Kind`."""
         assert isinstance(tile, Tiling)
-        by_heads, by_rows = tiles.tile_count(tiles.layers_of(graph, segment), tile)
+        by_heads, by_rows, by_keys = tiles.tile_count(tiles.layers_of(graph, segment), tile)
         return SegmentPlan(
-            name=segment.name, kind=segment.kind, layers=segment.layers, tiles={"heads": by_heads, "rows": by_rows},
-            tile_count=by_heads * by_rows, heads_per_tile=tile.heads, rows_per_tile=tile.rows, depth=tile.depth,
-            in_place=tile.in_place, requested=tile.requested, slots=slots,
+            name=segment.name, kind=segment.kind, layers=segment.layers,
+            tiles={"heads": by_heads, "rows": by_rows} | ({"keys": by_keys} if by_keys > 1 else {}),
+            tile_count=by_heads * by_rows * by_keys, heads_per_tile=tile.heads, rows_per_tile=tile.rows,
+            keys_per_tile=tile.keys if by_keys > 1 else 0, depth=tile.depth, in_place=tile.in_place, requested=tile.requested,
+            slots=slots,
         )  # fmt: skip
 
     def pieces(self, segment: Segment, tile: Tile) -> Mapping[str, Pieces]:
         """See `Kind`."""
         return {}
+
+    def layouts(self, problem: Problem, segment: Segment, tile: Tile) -> Mapping[str, Layout]:
+        """See `Kind`."""
+        assert isinstance(tile, Tiling)
+        inside = [problem.by_name[n].output for n in segment.layers[:2]]
+        return {t: block_layout(problem.layouts.get(t, PLAIN), tile.keys) for t in inside}
 
 
 class RowChain:
@@ -155,6 +168,10 @@ class RowChain:
             for name, cols in zip(segment.layers, tile.cols, strict=True)
         }
 
+    def layouts(self, problem: Problem, segment: Segment, tile: Tile) -> Mapping[str, Layout]:
+        """See `Kind`."""
+        return {}
+
 
 KINDS: Mapping[str, Kind] = {"attention": Attention(), "rows": RowChain()}
 
@@ -202,7 +219,7 @@ def _tried(problem: Problem, segment: Segment, rule: str, count: int | None) -> 
 
 
 def can_fit(problem: Problem, segment: Segment) -> bool:
-    """Whether any tiling of the segment fits an SRAM of its own (a head whose keys and values exceed it cannot)."""
+    """Whether any tiling of the segment fits an SRAM of its own."""
     return paper_rule(problem, segment, problem.npu.sram.sram_bytes, frozenset()) is not None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 
 from npusim.scheduler.assemble import Decisions
-from npusim.scheduler.kinds import KINDS, predicted
+from npusim.scheduler.kinds import KINDS, paper_rule, predicted
 from npusim.scheduler.pieces import Option, every_option
 from npusim.scheduler.planner import Planned, addresses, resident_bytes
 from npusim.scheduler.problem import Problem
@@ -24,7 +24,7 @@ def neighbours(planned: Planned, request: Request) -> Iterator[Decisions]:
             yield from _placed(problem, units, decided.resident, changed)
     for span in spans(problem, units):
         resident = decided.resident ^ {span.tensor}
-        chosen = _chosen(problem, units, resident)
+        chosen = _chosen(problem, units, resident, request)
         if chosen is not None:
             yield from _placed(problem, units, resident, chosen)
 
@@ -46,7 +46,7 @@ def _ways(planned: Planned, request: Request) -> list[list[Option]]:
         units, _room(problem, units, decided.resident), decided.options, strict=True
     ):
         counted = unit.segment is not None and request.count(unit.name) is not None
-        every = [] if counted else _every(problem, unit, decided.resident & unit.tensors)
+        every = [] if counted else _every(problem, unit, decided.resident & unit.tensors, room)
         found.append([o for o in every if o.sram_bytes <= room and _way(o) != _way(chosen)])
     return found
 
@@ -56,13 +56,14 @@ def _room(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> 
     return [problem.npu.sram.sram_bytes - used for used in resident_bytes(problem, units, resident)]
 
 
-def _every(problem: Problem, unit: Unit, resident: frozenset[str]) -> list[Option]:
-    """All ways to run a unit, by predicted time."""
+def _every(problem: Problem, unit: Unit, resident: frozenset[str], room_bytes: int) -> list[Option]:
+    """All ways to run a unit, by predicted time; the paper's rule is that of the room which is left."""
     if unit.segment is None:
         found = every_option(problem, problem.by_name[unit.name], resident)
     else:
-        tiles = list(dict.fromkeys(KINDS[unit.segment.kind].tilings(problem, unit.segment)))
-        found = predicted(problem, unit.segment, tiles, resident)
+        rule = paper_rule(problem, unit.segment, room_bytes, resident)
+        tiles = [*KINDS[unit.segment.kind].tilings(problem, unit.segment), *([] if rule is None else [rule])]
+        found = predicted(problem, unit.segment, list(dict.fromkeys(tiles)), resident)
     return sorted(found, key=lambda o: o.cost_ps)
 
 
@@ -70,11 +71,16 @@ def _way(option: Option) -> object:
     return option.tile if option.tile is not None else option.pieces
 
 
-def _chosen(problem: Problem, units: Sequence[Unit], resident: frozenset[str]) -> list[Option] | None:
+def _chosen(
+    problem: Problem, units: Sequence[Unit], resident: frozenset[str], request: Request
+) -> list[Option] | None:
     """The option of each unit that the closed form prefers in the space that is left; None if one has none."""
     found = []
     for unit, room in zip(units, _room(problem, units, resident), strict=True):
-        fitting = [o for o in unit.options(resident & unit.tensors) if o.sram_bytes <= room]
+        own = resident & unit.tensors
+        free = unit.segment is not None and request.count(unit.name) is None
+        every = _every(problem, unit, own, room) if free else unit.options(own)
+        fitting = [o for o in every if o.sram_bytes <= room]
         if not fitting:
             return None
         found.append(fitting[0])

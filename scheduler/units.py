@@ -14,13 +14,14 @@ from npusim.scheduler.pieces import Option, all_options, largest_pieces
 from npusim.scheduler.problem import Problem
 from npusim.scheduler.request import Request
 from npusim.scheduler.residency import Unit
-from npusim.scheduler.tiles import Segment, find_segments
+from npusim.scheduler.tiles import Segment, find_segments, whole_keys_fit
 
 
 def attention_segments(problem: Problem, request: Request) -> tuple[list[Segment], list[Segment]]:
-    """(segments that can be joined, those that no tiling fits)."""
+    """(segments that can be joined, those that no tiling fits). A count of tiles for all is of heads x query rows, with all keys."""
     found = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
-    joined = [s for s in found if s.name in request.pins or can_fit(problem, s)]
+    fits = whole_keys_fit if request.tiles.isdecimal() else can_fit
+    joined = [s for s in found if s.name in request.pins or fits(problem, s)]
     return joined, [s for s in found if s not in joined]
 
 

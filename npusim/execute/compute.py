@@ -119,18 +119,39 @@ class Compute:
     def _attention(
         self, layer: Layer, reads: Reads, out: TensorBox, heads: int, form: Format, factor: float
     ) -> Array:
-        outputs = layer.attributes["y_rows"] == "outputs"
         x_form, y_form = self.operand_format(layer, X), self.operand_format(layer, Y)
         if not (x_form.is_integer and y_form.is_integer and form.is_integer):
-            values = self.value(reads[X]), self.value(reads[Y])
-            result = matmul(*values, heads, y_rows_are_outputs=outputs, workers=self.workers)
+            result = self._matmul(layer, self.value(reads[X]), self.value(reads[Y]), heads)
             return encode(_scaled(merge_heads(result, out.shape), factor), form)
-        left, right = self.integers(reads[X], x_form), self.integers(reads[Y], y_form)
-        require_exact(left.shape[1] * left.shape[3] // heads, left, right, layer.name)
-        wide = aligned_copy(left, np.float64), aligned_copy(right, np.float64)
-        result = matmul(*wide, heads, y_rows_are_outputs=outputs, workers=self.workers)
+        sums = self._integer_sums(layer, reads, heads)
         scale = scale_of(x_form) * scale_of(y_form) * factor / scale_of(form)
-        return self._narrowed(merge_heads(result, out.shape), scale, form, layer)
+        return self._narrowed(merge_heads(sums, out.shape), scale, form, layer)
+
+    def part(self, layer: Layer, reads: Reads, out: TensorBox, heads: int) -> Array:
+        """An attention product over some of the keys: accumulators read out as FP32, for others to be added.
+
+        Raises:
+            AccumulatorOverflowError: an integer sum does not fit.
+        """
+        factor = stage_after(layer, MAIN).factor
+        x_form, y_form = self.operand_format(layer, X), self.operand_format(layer, Y)
+        if not (x_form.is_integer and y_form.is_integer):
+            result = self._matmul(layer, self.value(reads[X]), self.value(reads[Y]), heads)
+            return _scaled(merge_heads(result, out.shape), factor)
+        sums = self._integer_sums(layer, reads, heads)
+        check_accumulator(sums, self.accumulator_bits, layer.name)
+        sums *= scale_of(x_form) * scale_of(y_form) * factor
+        return np.asarray(merge_heads(sums, out.shape), dtype=np.float32)
+
+    def _integer_sums(self, layer: Layer, reads: Reads, heads: int) -> Array:
+        """Exact sums of an attention product of integers, in FP64."""
+        left, right = (self.integers(reads[n], self.operand_format(layer, n)) for n in (X, Y))
+        require_exact(left.shape[1] * left.shape[3] // heads, left, right, layer.name)
+        return self._matmul(layer, aligned_copy(left, np.float64), aligned_copy(right, np.float64), heads)
+
+    def _matmul(self, layer: Layer, left: Array, right: Array, heads: int) -> Array:
+        outputs = layer.attributes["y_rows"] == "outputs"
+        return matmul(left, right, heads, y_rows_are_outputs=outputs, workers=self.workers)
 
     def _wide(self, weight: Block) -> Array:
         """A weight in FP64; what was made of recent blocks is kept, since several pieces in a row use the same."""

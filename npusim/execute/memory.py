@@ -20,6 +20,8 @@ from npusim.graph import Shape4
 from npusim.layout import Layout
 from npusim.program import DRAM, OPCODES, READ, SRAM, Program
 
+#: Types of tensors that only a Program knows, by what they hold; others have that of the tensor that they are named after.
+STATE_TYPES = {"stats": "float64", "running": "float32", "factor": "float32", "part": "float32"}
 #: Reads of boxes of at most this many writers are checked box by box.
 FEW_WRITERS = 12
 
@@ -309,7 +311,7 @@ def _inside(program: Program) -> npt.NDArray[np.bool_]:
 
 
 def program_dtypes(program: Program, dtypes: Mapping[str, np.dtype[Any]]) -> list[np.dtype[Any]]:
-    """Numpy type of each tensor of a Program, by the graph's tensor types; statistics are FP64.
+    """Numpy type of each tensor of a Program, by the graph's tensor types and those of `STATE_TYPES`.
 
     Raises:
         NpusimError: a type does not have the bytes per element that the plan gives the tensor.
@@ -320,7 +322,7 @@ def program_dtypes(program: Program, dtypes: Mapping[str, np.dtype[Any]]) -> lis
         kind = (
             dtypes.get(name)
             if name in dtypes
-            else (np.dtype("float64") if what == "stats" else dtypes.get(base))
+            else (np.dtype(STATE_TYPES[what]) if what in STATE_TYPES else dtypes.get(base))
         )
         if kind is None or kind.itemsize != size:
             raise NpusimError(

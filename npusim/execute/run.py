@@ -14,6 +14,7 @@ from npusim.execute.blocks import Array, Block, stacked
 from npusim.execute.compute import Compute
 from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
+from npusim.execute.online import ONLINE
 from npusim.execute.order import Order, run_in_order
 from npusim.execute.vector_layers import Y, wanted_rows
 from npusim.execute.windows import pack, unpack
@@ -174,6 +175,11 @@ class _Run:
             blocks = {number: stacked(parts) for number, parts in blocks.items()}
         else:
             blocks = {n: parts if n == Y else stacked(parts) for n, parts in blocks.items()}
+        if "online" in attributes:
+            out, heads = self._box(writes[0]), self._heads[command]
+            if opcode == PRODUCT:
+                return [self.compute.part(layer, blocks, out, heads)]
+            return ONLINE[attributes["online"]](self.compute, layer, blocks, out)
         if opcode == PRODUCT:
             return self.compute.product(layer, blocks, [self._box(a) for a in writes], self._heads[command])
         if "epilogue" in attributes:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 Reads = Mapping[int, Sequence[Block]]
 
-#: Operand numbers of commands: x, second factor, parameters, statistics, the piece itself.
-X, Y, PARAMETERS, STATISTICS, OUT = 0, 1, 5, 8, 9
+#: Operand numbers of commands: x, second factor, parameters, a factor per row, statistics or running state, the piece itself.
+X, Y, PARAMETERS, FACTOR, STATISTICS, OUT = 0, 1, 5, 7, 8, 9
 
 
 def scale_of(form: Format) -> float:

@@ -54,7 +54,7 @@ class LayerNodes:
             ExportError: the piece cannot be said in ONNX.
         """
         if layer.op == "matmul":
-            return [self._stored(layer, MAIN, self._attention(layer, reads, outs[0], heads))]
+            return [self.stored(layer, MAIN, self._attention(layer, reads, outs[0], heads))]
         matrix = layer.operands[1].parts[0].tensor
         weights = [b for b in reads[Y] if b.tensor == matrix]
         biases: list[Block | None] = [b for b in reads[Y] if b.tensor != matrix]
@@ -62,7 +62,7 @@ class LayerNodes:
         x = self.numbers.common(layer, X, self.joined(reads[X]))
         first = reads[X][0].offset[2]
         return [
-            self._stored(layer, MAIN, self._weighted(layer, x, first, w, b, out))
+            self.stored(layer, MAIN, self._weighted(layer, x, first, w, b, out))
             for w, b, out in zip(weights, biases, outs, strict=True)
         ]
 
@@ -99,6 +99,13 @@ class LayerNodes:
         found = self.writer.node("MatMul", [x.name, right])
         return self.layouts.merged(Value(found, (*x.shape[:3], cols)), out.shape)
 
+    def part(self, layer: Layer, reads: Reads, out: TensorBox, heads: int) -> Value:
+        """An attention product over some of the keys, for others to be added: the stage is stored when all are."""
+        found, factor = self._attention(layer, reads, out, heads), stage_after(layer, MAIN).factor
+        if factor == 1.0:
+            return found
+        return Value(self.writer.node("Mul", [found.name, self.writer.scalar(factor)]), found.shape)
+
     # ---- vector engine -----------------------------------------------------------------------------------------
 
     def vector(self, layer: Layer, reads: Reads, out: TensorBox) -> Value:
@@ -109,7 +116,7 @@ class LayerNodes:
         """
         if layer.op not in _VECTOR:
             raise inexpressible(layer)
-        return self._stored(layer, MAIN, _VECTOR[layer.op](self, layer, reads, out))
+        return self.stored(layer, MAIN, _VECTOR[layer.op](self, layer, reads, out))
 
     def epilogue(self, layer: Layer, position: int, reads: Reads) -> Value:
         """An epilogue function on a finished piece."""
@@ -120,7 +127,7 @@ class LayerNodes:
         else:
             other = self.layouts.like(self.joined(reads[entry.operand]), piece)
             name = binary(self.writer, entry.function, piece.name, other.name)
-        return self._stored(layer, position, Value(name, piece.shape, piece.width))
+        return self.stored(layer, position, Value(name, piece.shape, piece.width))
 
     def gate(self, layer: Layer, halves: Sequence[Block]) -> Value:
         """The first half of a gated product times the GELU of the second."""
@@ -128,7 +135,7 @@ class LayerNodes:
         value, gate = (self.value(b) for b in halves)
         opened = unary(self.writer, "gelu", gate.name, dict(layer.epilogue[position].parameters))
         name = self.writer.node("Mul", [value.name, opened])
-        return self._stored(layer, position, Value(name, value.shape, value.width))
+        return self.stored(layer, position, Value(name, value.shape, value.width))
 
     def statistics(self, layer: Layer, reads: Reads) -> Value:
         """Sums of a band for GroupNorm, added to those before: [b, 1, groups, 2] in FP64."""
@@ -150,9 +157,10 @@ class LayerNodes:
         shape = self.graph.tensors[layer.output].shape
         names = [self.layouts.rows(o).name for o in operands]
         found = Value(self.spatial.moved(layer, names, shape), shape)
-        return self._stored(layer, MAIN, found)
+        return self.stored(layer, MAIN, found)
 
-    def _stored(self, layer: Layer, position: int, value: Value) -> Value:
+    def stored(self, layer: Layer, position: int, value: Value) -> Value:
+        """A result with the constant factor and in the format of its stage."""
         stage = stage_after(layer, position)
         if stage.factor != 1.0:
             name = self.writer.node("Mul", [value.name, self.writer.scalar(stage.factor)])

@@ -14,6 +14,7 @@ from npusim.export.onnx_graph import GraphWriter
 from npusim.export.onnx_layers import Block, LayerNodes, Reads
 from npusim.export.onnx_memory import GraphMemory
 from npusim.export.onnx_numbers import Constant, FloatNumbers
+from npusim.export.onnx_online import ONLINE
 from npusim.export.onnx_signature import Signature
 from npusim.export.onnx_values import Value
 from npusim.graph import Graph, Layer, Shape4
@@ -93,6 +94,10 @@ class _Commands:
         blocks: dict[int, list[Block]] = {}
         for access in reads:
             blocks.setdefault(self._operand[access], []).append(self.memory.block(access))
+        if "online" in attributes:
+            if int(commands.opcode[command]) == PRODUCT:
+                return [nodes.part(layer, blocks, outs[0], int(commands.batch[command]))]
+            return ONLINE[attributes["online"]](nodes, layer, blocks, outs[0])
         if int(commands.opcode[command]) == PRODUCT:
             return nodes.product(layer, blocks, outs, int(commands.batch[command]))
         if "epilogue" in attributes:

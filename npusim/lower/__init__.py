@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from npusim.errors import PlanError
 from npusim.graph import Graph, Layer
-from npusim.lower.attention import lower_attention
+from npusim.lower.attention_commands import lower_attention
 from npusim.lower.context import Lowering
 from npusim.lower.fragments import Fragments, mark, record, repeat
 from npusim.lower.product import lower_product

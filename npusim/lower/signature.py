@@ -57,8 +57,8 @@ def _segment_key(segment: SegmentPlan | None) -> object:
     if segment is None:
         return None
     return (
-        segment.kind, tuple(sorted(segment.tiles.items())), segment.heads_per_tile, segment.rows_per_tile, segment.depth,
-        segment.in_place, _slots_key(segment.slots),
+        segment.kind, tuple(sorted(segment.tiles.items())), segment.heads_per_tile, segment.rows_per_tile,
+        segment.keys_per_tile, segment.depth, segment.in_place, _slots_key(segment.slots),
     )  # fmt: skip
 
 

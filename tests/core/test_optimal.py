@@ -25,7 +25,7 @@ from npusim.scheduler.bounds import lower_bounds
 from npusim.scheduler.chains import chain_ps, runs
 from npusim.scheduler.kinds import KINDS
 from npusim.scheduler.pieces import Option, every_option
-from npusim.scheduler.planner import addresses, make_problem
+from npusim.scheduler.planner import addresses, make_problem, resident_bytes
 from npusim.scheduler.problem import Infeasible, Policy, Problem
 from npusim.scheduler.request import Request
 from npusim.scheduler.residency import Unit, spans
@@ -94,7 +94,7 @@ def _image(n: Net, random: np.random.Generator) -> str:
 
 def _attention(n: Net, random: np.random.Generator) -> str:
     heads, queries, keys = (
-        int(v) for v in (random.choice([1, 2]), random.choice([4, 8]), random.choice([4, 6]))
+        int(v) for v in (random.choice([1, 2]), random.choice([4, 8]), random.choice([4, 6, 16]))
     )
     q, k, v = (n.input(t, 1, heads, length, 4) for t, length in (("q", queries), ("k", keys), ("v", keys)))
     scores = n.node("MatMul", [q, n.transpose(k, 0, 1, 3, 2)], (1, heads, queries, keys))
@@ -123,18 +123,22 @@ def plans(problem: Problem) -> Iterator[tuple[Problem, Any, frozenset[str], tupl
         segments = [s for s in attention if not set(names) & set(s.layers)]
         units = make_units(chained, segments + chain_segments(chained.graph, chains), request)
         for resident in map(frozenset, subsets([s.tensor for s in spans(chained, units)])):
-            yield from (
-                (chained, units, resident, options)
-                for options in product(*(options_of(chained, u, resident & u.tensors) for u in units))
-            )
+            rooms = [chained.npu.sram.sram_bytes - b for b in resident_bytes(chained, units, resident)]
+            ways = [
+                options_of(chained, u, resident & u.tensors, room)
+                for u, room in zip(units, rooms, strict=True)
+            ]
+            yield from ((chained, units, resident, options) for options in product(*ways))
 
 
-def options_of(problem: Problem, unit: Unit, resident: frozenset[str]) -> Sequence[Option]:
-    """Every way to run a unit, dominated or not."""
+def options_of(problem: Problem, unit: Unit, resident: frozenset[str], room_bytes: int) -> Sequence[Option]:
+    """Every way to run a unit, dominated or not, the paper's rule for the room that is left among them."""
     if unit.segment is None:
         return every_option(problem, problem.by_name[unit.name], resident)
     kind = KINDS[unit.segment.kind]
-    return [kind.predict(problem, unit.segment, t, resident) for t in kind.tilings(problem, unit.segment)]
+    rule = kind.rule(problem, unit.segment, room_bytes, resident)
+    tiles = [*kind.tilings(problem, unit.segment), *([] if rule is None else [rule])]
+    return [kind.predict(problem, unit.segment, t, resident) for t in dict.fromkeys(tiles)]
 
 
 def simulated(

@@ -100,9 +100,17 @@ def equal_blocks(net: Net) -> Net:
     return net.output(x, y)
 
 
+def long_attention(net: Net) -> Net:
+    """Two attentions whose K and V exceed 16 KB: their keys are cut, the last block is smaller."""
+    x = net.linear(net.input("x", 1, 150, 24), 32)
+    for _ in range(2):
+        x = net.add(net.attention(x, 1), x)
+    return net.output(x)
+
+
 NETS: tuple[Callable[[Net], Net], ...] = (
     conv_chain, residual, grouped_convolutions, concat_skip, transformer_4d, transformer_3d_batch_2,
-    gated_with_residual, odd_ones, unet_batch_2, unet_3d, equal_blocks,
+    gated_with_residual, odd_ones, unet_batch_2, unet_3d, equal_blocks, long_attention,
 )  # fmt: skip
 ENOUGH = 2**22
 
@@ -464,6 +472,22 @@ def test_equal_units_are_repeated(graph_of: Callable[[str], Graph], monkeypatch:
     lower(graph, made.plan, known)
     units = len(graph.layers) - 2 * len(made.plan.segments)
     assert len(known) < 0.8 * units
+
+
+@pytest.mark.parametrize("tiles", ["sram", "auto"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_keys_are_cut_where_a_head_does_not_fit(
+    graph_of: Callable[[str], Graph], tiles: str, policy: Policy
+) -> None:
+    """So that the laws above are tried on blocks of keys; the second attention is that of the first, under other names."""
+    made = api.profile(graph_of("long_attention"), tiles=tiles, policy=policy, npu=machine(16_384))
+    assert isinstance(made, api.Profile)
+    attentions = [s for s in made.plan.segments if s.kind == "attention"]
+    assert len(attentions) == 2
+    assert all(s.tiles["keys"] > 1 and 150 % s.keys_per_tile for s in attentions)
+    roomy = api.profile(graph_of("long_attention"), tiles=tiles, policy=policy, npu=machine(ENOUGH))
+    assert isinstance(roomy, api.Profile)
+    assert not any("keys" in s.tiles or s.keys_per_tile for s in roomy.plan.segments)
 
 
 # ---- the gap ----------------------------------------------------------------------------------------------------------
