@@ -107,6 +107,8 @@ def _merged(state: _State, source: int, layer: Layer, joined: Operand, function:
     others = tuple(o for o in layer.operands if o is not joined)
     if producer.op not in _PRODUCTS | _NORMS | {"matmul"} or len(others) > 1:
         return None
+    if others and _ends_attention(state, producer):
+        return None  # its segment ends with the product: a residual is a layer of its own
     bias = _as_bias(state, producer, others, function)
     if bias is not None:
         shifted = tuple(  # the model adds the bias after these: it has no values of the sums before
@@ -119,6 +121,13 @@ def _merged(state: _State, source: int, layer: Layer, joined: Operand, function:
     epilogue = replace(epilogue, source=state.tensors[producer.output].source)
     roles = tuple(replace(o, role="residual" if o.role == "x" else o.role) for o in others)
     return _joined(producer, layer, (*producer.operands, *roles), (*producer.epilogue, epilogue))
+
+
+def _ends_attention(state: _State, layer: Layer) -> bool:
+    """Whether a layer multiplies what a softmax makes."""
+    tensor = layer.operands[0].parts[0].tensor
+    before = state.layers[state.producer[tensor]] if tensor in state.producer else None
+    return layer.op == "matmul" and before is not None and before.op == "softmax"
 
 
 def _as_bias(state: _State, producer: Layer, others: tuple[Operand, ...], function: str) -> Operand | None:

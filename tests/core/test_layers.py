@@ -149,6 +149,21 @@ def test_attention_is_three_phases_of_one_group_in_both_spellings(
     assert phases[0].epilogue[0].value == pytest.approx(4**-0.5)
 
 
+@pytest.mark.parametrize("function", ["add", "mul"])
+def test_what_is_done_to_the_result_of_an_attention_is_a_layer_of_its_own(
+    net: Callable[..., Net], function: str
+) -> None:
+    """A segment of scores, softmax and values has no place for another operand of the last product."""
+    n = net()
+    q, k, v, r = (n.input(t, 1, 6, 8) for t in "qkvr")
+    scores = n.node("MatMul", [q, n.transpose(k, 0, 2, 1)], (1, 6, 6))
+    out = n.node("MatMul", [n.node("Softmax", [scores], (1, 6, 6), axis=-1), v], (1, 6, 8))
+    graph = n.output(getattr(n, function)(out, r)).graph()
+    assert [x.op for x in graph.layers] == ["matmul", "softmax", "matmul", "elementwise"]
+    assert [bool(x.group) for x in graph.layers] == [True, True, True, False]
+    assert not graph.layers[2].epilogue
+
+
 def test_a_linear_layer_swallows_its_bias_and_its_residual(net: Callable[..., Net]) -> None:
     n = net()
     x = n.linear(n.input("x", 1, 6, 8), 8)

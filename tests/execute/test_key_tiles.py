@@ -79,7 +79,7 @@ class Attention(NamedTuple):
 
 
 def drawn(seed: int, path: Path) -> Attention:
-    """Heads in columns or on an axis of their own, a mask per key, per query or none, a factor, ragged blocks."""
+    """Heads in columns or on an axis of their own, a mask per key, per query or none, a factor, ragged blocks, a sum at the end."""
     random = np.random.default_rng(seed)
     batch, heads, width = (int(random.integers(1, n)) for n in (3, 4, 9))
     queries, keys = (int(random.integers(2, 30)) for _ in range(2))
@@ -100,6 +100,8 @@ def drawn(seed: int, path: Path) -> Attention:
         scores = net("Add", scores, net.constant(random.choice([0.0, -2.0], mask).astype(np.float32)))
     out = net("MatMul", net("Softmax", scores, axis=-1), parts[2])
     out = net("Transpose", out, perm=[0, 2, 1, 3]) if random.random() < 0.5 else out
+    if seed % 4 == 1:
+        out = net("Add", out, net.constant(random.standard_normal(width).astype(np.float32)))
     model = net.save(path / f"{seed}.onnx", out)
     graph = load_graph(model)
     inputs = {w.name: random.standard_normal(w.shape).astype(np.float32) for w in graph.inputs}
@@ -139,6 +141,16 @@ def test_fp32_agrees_with_onnxruntime_in_any_order(attentions: Attentions, seed:
         assert closeness(values, case.reference[output]).relative_error < 1e-5
         for other in runs[1:]:
             np.testing.assert_array_equal(values, other[output])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_so_does_a_tile_with_all_keys(attentions: Attentions, seed: int) -> None:
+    case = attentions(seed)
+    found = case.planned("fp32", replace(case.tiling, keys=0))
+    assert "keys" not in found.plan.segments[0].tiles
+    outputs = execute(case.graph, found.plan, found.program, case.numbers(found.plan), case.inputs)
+    for output, values in outputs.items():
+        assert closeness(values, case.reference[output]).relative_error < 1e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)
