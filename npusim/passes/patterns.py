@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isclose, pi, sqrt
 
 import numpy as np
 
 from npusim.onnx_model import Node, OnnxModel
+from npusim.passes.polynomials import Arithmetic, Polynomial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +21,15 @@ class _Index:
     producer: Mapping[str, Node]
     users: Mapping[str, tuple[Node, ...]]
 
-    def sole_user(self, value: str, op: str) -> Node | None:
-        """The only reader of `value`, if it is an `op` and the value is no graph output."""
+    def sole_user(self, value: str, op: str = "") -> Node | None:
+        """The only reader of `value`, if it is an `op` (where one is named) and the value is no graph output."""
         users = self.users.get(value, ())
-        if len(users) != 1 or value in self.model.outputs or users[0].op != op:
+        if len(users) != 1 or value in self.model.outputs or op not in ("", users[0].op):
             return None
         return users[0]
+
+    def arithmetic(self) -> Arithmetic:
+        return Arithmetic(producer=self.producer, scalar=self.scalar)
 
     def scalar(self, value: str) -> float | None:
         data = self.model.constants.get(value)
@@ -92,62 +97,85 @@ def _composite(op: str, parts: tuple[Node, ...], inputs: tuple[str, ...], **attr
     return _Match(node=node, replaces=parts)
 
 
-def _silu(index: _Index, sigmoid: Node) -> _Match | None:
-    """x * sigmoid(x), or QuickGELU: x * sigmoid(1.702 x)."""
-    product = index.sole_user(sigmoid.outputs[0], "Mul")
-    if product is None:
-        return None
-    x = _other(product, sigmoid.outputs[0])
-    if x == sigmoid.inputs[0]:
-        return _composite("Silu", (sigmoid, product), (sigmoid.inputs[0],))
-    scaled = index.producer.get(sigmoid.inputs[0])
-    if x is None or scaled is None or scaled.op != "Mul" or len(index.users[scaled.outputs[0]]) != 1:
-        return None
-    factor = _other(scaled, x)
-    if factor is None or index.scalar(factor) is None:
-        return None
-    return _composite("QuickGelu", (scaled, sigmoid, product), (x,), alpha=index.scalar(factor))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Curve:
+    """A function of x that is spelled with t = function(argument): both as polynomials, the argument of x, the result of x and t."""
+
+    op: str
+    argument: Polynomial
+    result: Polynomial
+    attributes: Mapping[str, object]
 
 
-def _gelu(index: _Index, erf: Node) -> _Match | None:
-    """0.5 x (1 + erf(x / sqrt 2)), whichever way the three factors are multiplied together."""
-    scaled = index.producer.get(erf.inputs[0])
-    if scaled is None or scaled.op not in ("Div", "Mul") or len(index.users[scaled.outputs[0]]) != 1:
-        return None
-    x, factor = scaled.inputs
-    if scaled.op == "Mul" and index.scalar(factor) is None:
-        x, factor = factor, x
-    value = index.scalar(factor)
-    wanted = np.sqrt(2.0) if scaled.op == "Div" else np.sqrt(0.5)
-    if value is None or abs(value - wanted) > 1e-2 * wanted:
-        return None
-    plus_one = index.sole_user(erf.outputs[0], "Add")
-    if plus_one is None or index.scalar(_other(plus_one, erf.outputs[0]) or "") != 1.0:
-        return None
-    products = _gelu_products(index, plus_one, x)
-    if products is None:
-        return None
-    return _composite("Gelu", (scaled, erf, plus_one, *products), (x,))
+_GATED: Polynomial = {(1, 1): 1.0}
+_HALVED: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
+_INNER: Polynomial = {(1,): sqrt(2 / pi), (3,): 0.044715 * sqrt(2 / pi)}
+
+#: Constants may have been rounded to bfloat16 twice, the factors 1 and 0.5 are exact in every format.
+_ROUNDED = 2.0**-8
+_CURVES: Mapping[str, tuple[_Curve, ...]] = {
+    "Erf": (_Curve(op="Gelu", argument={(1,): sqrt(0.5)}, result=_HALVED, attributes={}),),
+    "Tanh": (_Curve(op="Gelu", argument=_INNER, result=_HALVED, attributes={"approximate": "tanh"}),),
+    "Sigmoid": (  # (1 + tanh(a)) / 2 is the sigmoid of 2 a
+        _Curve(op="Gelu", argument={e: 2 * c for e, c in _INNER.items()}, result=_GATED, attributes={"approximate": "tanh"}),
+    ),
+}  # fmt: skip
 
 
-def _gelu_products(index: _Index, plus_one: Node, x: str) -> tuple[Node, ...] | None:
-    """The multiplications by x and by 0.5 that follow `1 + erf`, in either order, or `x / 2` computed beforehand."""
-    first = index.sole_user(plus_one.outputs[0], "Mul")
-    if first is None:
-        return None
-    other = _other(first, plus_one.outputs[0])
-    if other is None:
-        return None
-    half = index.producer.get(other)
-    if half is not None and half.op == "Mul" and index.scalar(_other(half, x) or "") == 0.5:
-        return (half, first)
-    second = index.sole_user(first.outputs[0], "Mul")
-    if second is None:
-        return None
-    rest = _other(second, first.outputs[0])
-    if (other == x and index.scalar(rest or "") == 0.5) or (rest == x and index.scalar(other) == 0.5):
-        return (first, second)
+def _activation(index: _Index, function: Node) -> _Match | None:
+    """GELU in both its forms, SiLU and QuickGELU, whichever way their factors are multiplied together."""
+    arithmetic = index.arithmetic()
+    for x in arithmetic.behind(function.inputs[0]):
+        argument = arithmetic.polynomial(function.inputs[0], (x,))
+        curve = _curve(function.op, argument) if argument is not None else None
+        if curve is None:
+            continue
+        for result in _results(index, function.outputs[0]):
+            if index.shape(result) == index.shape(x) and _alike(
+                arithmetic.polynomial(result, (x, function.outputs[0])), curve.result, 0.0
+            ):
+                return _spelled(index, curve, x, function, result)
     return None
+
+
+def _curve(function: str, argument: Polynomial) -> _Curve | None:
+    """The curve that a function of this argument may be part of."""
+    if function == "Sigmoid" and set(argument) == {(1,)}:
+        alpha = argument[1,]
+        named: dict[str, object] = {} if alpha == 1.0 else {"alpha": alpha}
+        return _Curve(op="QuickGelu" if named else "Silu", argument=argument, result=_GATED, attributes=named)
+    return next((c for c in _CURVES[function] if _alike(argument, c.argument, _ROUNDED)), None)
+
+
+def _alike(found: Polynomial | None, wanted: Polynomial, tolerance: float) -> bool:
+    return (
+        found is not None
+        and set(found) == set(wanted)
+        and all(isclose(found[e], wanted[e], rel_tol=tolerance) for e in wanted)
+    )
+
+
+def _results(index: _Index, value: str) -> Iterator[str]:
+    """Values that arithmetic makes of a value that has one reader after the other."""
+    node = index.sole_user(value)
+    while node is not None and index.arithmetic().made(node.outputs[0]) is not None:
+        yield node.outputs[0]
+        node = index.sole_user(node.outputs[0])
+
+
+def _spelled(index: _Index, curve: _Curve, x: str, function: Node, result: str) -> _Match:
+    """The curve in place of the nodes that serve nothing else."""
+    arithmetic = index.arithmetic()
+    before = arithmetic.nodes(function.inputs[0], (x,)) or ()
+    after = arithmetic.nodes(result, (x, function.outputs[0])) or ()
+    parts = {n.name: n for n in (*before, function, *after)}
+    gone: dict[str, Node] = {}
+    for name, node in reversed(parts.items()):
+        value = node.outputs[0]
+        served = value not in index.model.outputs and all(u.name in gone for u in index.users.get(value, ()))
+        if served or value == result:
+            gone[name] = node
+    return _composite(curve.op, tuple(reversed(gone.values())), (x,), **curve.attributes)
 
 
 def _group_norm(index: _Index, norm: Node) -> _Match | None:
@@ -254,8 +282,9 @@ def _zero_padding(index: _Index, pad: Node) -> tuple[int, ...] | None:
 
 
 _MATCHERS: Mapping[str, tuple[Callable[[_Index, Node], _Match | None], ...]] = {
-    "Sigmoid": (_silu,),
-    "Erf": (_gelu,),
+    "Sigmoid": (_activation,),
+    "Erf": (_activation,),
+    "Tanh": (_activation,),
     "Pad": (_padded_conv,),
     "IsNaN": (_guarded_softmax,),
     "InstanceNormalization": (_group_norm,),

@@ -137,6 +137,23 @@ def geglu(path: Path) -> Path:
     return net.save(path, net("Add", net("MatMul", net("Mul", value, gelu), net.weight(24, 12)), x))
 
 
+def geglu_tanh(path: Path) -> Path:
+    """A gate and an activation that are GELU's tanh form, as exporters spell it before operator set 20."""
+    net = Net()
+    x = net.input("x", 1, 15, 12)
+
+    def gelu(value: str) -> str:
+        cube = net("Mul", net("Pow", value, net.constant(np.float32(3))), net.constant(np.float32(0.044715)))
+        inner = net("Mul", net("Add", value, cube), net.constant(np.float32((2 / np.pi) ** 0.5)))
+        grown = net("Add", net("Tanh", inner), net.constant(np.float32(1)))
+        return str(net("Mul", net("Mul", value, net.constant(np.float32(0.5))), grown))
+
+    wide = net("Add", net("MatMul", x, net.weight(12, 48)), net.weight(48))
+    value, gate = net("Split", wide, net.constant(np.asarray([24, 24])), outputs=2, axis=-1)
+    gated = net("Mul", value, gelu(gate))
+    return net.save(path, net("MatMul", gelu(net("MatMul", gated, net.weight(24, 20))), net.weight(20, 12)))
+
+
 def resize_pool(path: Path) -> Path:
     net = Net()
     x = net.input("x", 1, 5, 6, 6)
@@ -197,8 +214,8 @@ def grouped(path: Path) -> Path:
 NETWORKS: Mapping[str, Callable[[Path], Path]] = {
     f.__name__: f
     for f in (
-        conv_silu_conv, self_attention, self_attention_batch2, cross_attention, group_norm_skip, geglu, resize_pool, rearranged,
-        embedding, grouped,
+        conv_silu_conv, self_attention, self_attention_batch2, cross_attention, group_norm_skip, geglu, geglu_tanh, resize_pool,
+        rearranged, embedding, grouped,
     )
 }  # fmt: skip
 
