@@ -1,4 +1,4 @@
-"""GELU in its tanh form: recognised however it is spelled, part of the product before it, and right as numbers."""
+"""Activations, GELU's tanh form above all: recognised however spelled, part of the product before, and right as numbers."""
 
 from __future__ import annotations
 
@@ -176,9 +176,46 @@ def test_the_two_forms_are_told_apart(net: Callable[..., Net], tmp_path: Path) -
     assert 4e-4 < np.abs(gelu(x, {}) - gelu(x, dict(TANH))).max() < 5e-4
 
 
+def _erf_multiplied_out(w: Writer, x: str) -> str:
+    half = w("Div", x, 2.0)
+    return w("Add", w("Mul", half, w("Erf", w("Mul", x, 0.5**0.5))), half)
+
+
+def _quick_gelu_by_a_quotient(w: Writer, x: str) -> str:
+    return w("Mul", w("Sigmoid", w("Div", x, 0.625)), x)
+
+
+def _silu_of_a_scaled_value(w: Writer, x: str) -> str:
+    scaled = w("Mul", x, 2.0)
+    return w("Mul", w("Sigmoid", scaled), scaled)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "wanted"),
+    [
+        (_erf_multiplied_out, [("gelu", ())]),
+        (_quick_gelu_by_a_quotient, [("quick_gelu", (("alpha", 1.6),))]),
+        (_silu_of_a_scaled_value, [("scale", ()), ("silu", ())]),
+    ],
+)
+def test_the_other_curves_too_are_found_whichever_way_their_factors_are_multiplied(
+    net: Callable[..., Net], spelled: Callable[[Writer, str], str], wanted: list[Any], tmp_path: Path
+) -> None:
+    n = net()
+    out = spelled(Writer(n), n.linear(n.input("x", 1, 40, 16), 24))
+    graph = agrees_with_onnxruntime(n.output(out).proto(), tmp_path)
+    assert [x.op for x in graph.layers] == ["linear"]
+    assert epilogues(graph) == wanted
+
+
 def _half_of_x_is_read_again(w: Writer, x: str) -> tuple[str, ...]:
     half = w("Mul", x, 0.5)
     return w("Mul", half, w.grown(x)), w("Sub", 1.0, half)
+
+
+def _half_of_x_is_read_again_erf(w: Writer, x: str) -> tuple[str, ...]:
+    half = w("Mul", x, 0.5)
+    return w("Mul", half, w("Add", w("Erf", w("Div", x, 2**0.5)), 1.0)), w("Sub", 1.0, half)
 
 
 def _square_is_read_again(w: Writer, x: str) -> tuple[str, ...]:
@@ -192,7 +229,10 @@ def _argument_is_an_output(w: Writer, x: str) -> tuple[str, ...]:
     return w("Mul", w("Mul", x, 0.5), w("Add", w("Tanh", inner), 1.0)), inner
 
 
-@pytest.mark.parametrize("case", [_half_of_x_is_read_again, _square_is_read_again, _argument_is_an_output])
+@pytest.mark.parametrize(
+    "case",
+    [_half_of_x_is_read_again, _half_of_x_is_read_again_erf, _square_is_read_again, _argument_is_an_output],
+)
 def test_what_others_read_too_is_still_computed(
     net: Callable[..., Net], case: Callable[[Writer, str], tuple[str, ...]], tmp_path: Path
 ) -> None:
@@ -201,7 +241,7 @@ def test_what_others_read_too_is_still_computed(
     graph = agrees_with_onnxruntime(n.output(*out).proto(), tmp_path)
     functions = [str(x.attributes.get("function")) for x in graph.layers] + [e[0] for e in epilogues(graph)]
     assert "gelu" in functions
-    assert "tanh" not in functions
+    assert not {"tanh", "erf"} & set(functions)
 
 
 def _other_coefficient(w: Writer, x: str) -> tuple[str, ...]:
