@@ -152,13 +152,18 @@ def _as_epilogue(
 ) -> Epilogue | None:
     if function == "scale":
         return Epilogue("scale", value=float(layer.attributes["value"]))
-    if producer.op in _NORMS and others:
+    if producer.op in _NORMS and others and not _follows_norm(producer, others[0]):
         return None
     if function in _ACTIVATIONS and not others and producer.op != "matmul":
         return Epilogue(function, parameters=_parameters(layer))
     if function in _COMMUTATIVE and others and (others[0].role != "x" or len(others[0].parts) == 1):
         return Epilogue(function, operand=len(producer.operands))
     return None
+
+
+def _follows_norm(norm: Layer, other: Operand) -> bool:
+    """Whether a norm may take the operand: LayerNorm one that broadcasts; one of its size could be the input that it overwrites."""
+    return norm.op == "layer_norm" and other.role == "broadcast"
 
 
 def _parameters(layer: Layer) -> tuple[tuple[str, float | str], ...]:

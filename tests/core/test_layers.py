@@ -131,6 +131,33 @@ def test_gelu_is_recognised_whichever_way_its_factors_are_multiplied(
     assert functions(n.output(y).graph()) == ["gelu"]
 
 
+def test_a_computed_scale_and_shift_join_their_layer_norm(net: Callable[..., Net]) -> None:
+    n = net()
+    x, scale, shift = n.input("x", 1, 6, 8), n.input("scale", 1, 1, 8), n.input("shift", 1, 1, 8)
+    graph = n.output(n.add(n.mul(n.layer_norm(x), scale), shift)).graph()
+    assert [x.op for x in graph.layers] == ["layer_norm"]
+    assert functions(graph) == ["mul", "add"]
+    assert [o.role for o in graph.layers[0].operands] == ["x", "scale", "bias", "broadcast", "broadcast"]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_layer_norm_does_not_take_a_residual_that_it_might_overwrite(
+    net: Callable[..., Net], own: bool
+) -> None:
+    n = net()
+    x = n.linear(n.input("x", 1, 6, 8), 8)
+    other = x if own else n.input("y", 1, 6, 8)
+    graph = n.output(n.add(n.layer_norm(x), other)).graph()
+    assert [x.op for x in graph.layers] == ["linear", "layer_norm", "elementwise"]
+
+
+def test_a_group_norm_takes_activations_only(net: Callable[..., Net]) -> None:
+    n = net()
+    normed = n.group_norm(n.input("x", 1, 8, 6, 6), 4)
+    graph = n.output(n.silu(n.add(normed, n.weight(8, 1, 1)))).graph()
+    assert [x.op for x in graph.layers] == ["group_norm", "elementwise", "elementwise"]
+
+
 @pytest.mark.parametrize("spelling", ["3d", "4d"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_attention_is_three_phases_of_one_group_in_both_spellings(

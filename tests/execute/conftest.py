@@ -154,6 +154,17 @@ def geglu_tanh(path: Path) -> Path:
     return net.save(path, net("MatMul", gelu(net("MatMul", gated, net.weight(24, 20))), net.weight(20, 12)))
 
 
+def adaptive_norm(path: Path) -> Path:
+    """A layer norm, scaled and shifted by computed vectors and by a number for each row, and read twice: as in diffusion transformers."""
+    net = Net()
+    x, c, rows = net.input("x", 2, 15, 12), net.input("c", 2, 1, 12), net.input("rows", 1, 15, 1)
+    normed = net("LayerNormalization", x, net.weight(12), axis=-1, epsilon=1e-5)
+    scaled = net("Mul", normed, net("Add", c, net.constant(np.float32(1))))
+    shifted = net("Add", scaled, net("MatMul", c, net.weight(12, 12)))
+    masked = net("Mul", shifted, rows)
+    return net.save(path, net("MatMul", masked, net.weight(12, 24)), net("Relu", masked))
+
+
 def resize_pool(path: Path) -> Path:
     net = Net()
     x = net.input("x", 1, 5, 6, 6)
@@ -214,8 +225,8 @@ def grouped(path: Path) -> Path:
 NETWORKS: Mapping[str, Callable[[Path], Path]] = {
     f.__name__: f
     for f in (
-        conv_silu_conv, self_attention, self_attention_batch2, cross_attention, group_norm_skip, geglu, geglu_tanh, resize_pool,
-        rearranged, embedding, grouped,
+        conv_silu_conv, self_attention, self_attention_batch2, cross_attention, group_norm_skip, geglu, geglu_tanh,
+        adaptive_norm, resize_pool, rearranged, embedding, grouped,
     )
 }  # fmt: skip
 
