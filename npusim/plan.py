@@ -61,6 +61,7 @@ class LayerPlan(_Model):
     """Decisions for one layer: precision, engines, pieces (None inside an attention segment), SRAM slots.
 
     `engines` maps kinds of engine to the numbers of those that share the layer's work, e.g. `{"GNPU": [0, 1], "SNPU": [0, 1]}`.
+    `early_statistics` says of a GroupNorm that the layers which make its input take its sums; it then reads its input once.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LayerPlan(_Model):
     pieces: Pieces | None = None
     segment: str = ""
     slots: tuple[Slots, ...] = ()
+    early_statistics: bool = False
 
 
 class SegmentPlan(_Model):

@@ -7,8 +7,8 @@ an integer number of picoseconds; bandwidth shares are kept exact by counting wo
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator
-from itertools import pairwise
 from math import lcm
 from typing import Any, Literal
 
@@ -127,8 +127,10 @@ class _Decoupled:
         self.awaited: dict[int, simpy.Event] = {}
         self.arrived = [0] * count
         self.fixed, self.moved = work.fixed_ps.tolist(), work.moved.tolist()
-        pointers, indices = program.commands.dep_ptr.tolist(), program.commands.dep_idx.tolist()
-        self.deps = [indices[i:j] for i, j in pairwise(pointers)]
+        self.first = program.commands.dep_ptr.tolist()
+        self.deps = array(
+            "i", program.commands.dep_idx.astype(np.intc).tobytes()
+        )  # a list takes nine times as much memory
         self.gang_of = program.commands.gang.tolist()
 
     def run(self) -> Trace:
@@ -163,7 +165,7 @@ class _Decoupled:
                 yield self._done(command)  # run by the engine of the gang that is ready last
                 continue
             stall = STALL_QUEUE if env.now else STALL_NONE
-            for dep in self.deps[command]:
+            for dep in self.deps[self.first[command] : self.first[command + 1]]:
                 if not finished[dep]:
                     yield self._done(dep)
                     stall = STALL_DMA if moved[dep] else STALL_DEPENDENCY

@@ -9,6 +9,7 @@ import npusim
 from npusim.graph import Tensor
 from npusim.layout import PLAIN, Layout, stored_bytes
 from npusim.lower.context import aligned
+from npusim.lower.statistics import statistics_tensor
 from npusim.plan import LayerPlan, ModelRef, Options, Pieces, Plan, SegmentPlan, Slots, TensorPlan
 from npusim.scheduler.kinds import KINDS, Tile
 from npusim.scheduler.pieces import Option
@@ -45,7 +46,7 @@ def assemble(problem: Problem, request: Request, units: Sequence[Unit], decided:
         elif option.pieces is not None:
             pieces = {unit.name: option.pieces}
         for name in unit.layers:
-            layers[name] = _layer(problem, name, unit, pieces.get(name), slots.get(name, ()))
+            layers[name] = _layer(problem, decided, name, unit, pieces.get(name), slots.get(name, ()))
     return Plan(
         npusim_version=npusim.__version__,
         model=ModelRef(name=graph.name, sha256=graph.model_sha256),
@@ -73,14 +74,25 @@ def _slots(problem: Problem, unit: Unit, decided: Decisions, option: Option) -> 
 
 
 def _layer(
-    problem: Problem, name: str, unit: Unit, pieces: Pieces | None, slots: tuple[Slots, ...]
-) -> LayerPlan:
+    problem: Problem, decided: Decisions, name: str, unit: Unit, pieces: Pieces | None, slots: tuple[Slots, ...]
+) -> LayerPlan:  # fmt: skip
+    sums = _early_sums(problem, decided, name)
     vector = problem.npu.vector_engine
     engines = problem.units.get(name, ((vector.kind, vector.count),))
     return LayerPlan(
         name=name, precision=problem.precision_of(name).name, engines={kind: tuple(range(count)) for kind, count in engines},
-        segment=unit.name if unit.segment is not None else "", pieces=pieces, slots=slots,
+        segment=unit.name if unit.segment is not None else "", pieces=pieces, slots=(*slots, *sums),
+        early_statistics=bool(sums),
     )  # fmt: skip
+
+
+def _early_sums(problem: Problem, decided: Decisions, norm: str) -> tuple[Slots, ...]:
+    """The place of a norm's statistics where they are taken early; nothing for other layers."""
+    name = statistics_tensor(norm)
+    if name not in problem.sums or name not in decided.resident:
+        return ()
+    size = problem.tensor_bytes(name)
+    return (Slots(name="stats", slot_bytes=size, addresses=(decided.addresses[name],)),)
 
 
 def _tensor(

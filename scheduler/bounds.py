@@ -209,15 +209,19 @@ def _critical_path(
     Layers that are joined overlap tile by tile, so their times do not add up along a path. But whatever lies between two
     GroupNorms, a descendant of one and an ancestor of the other, starts after the first and ends before the second has its
     statistics: that phase takes at least as long as its busiest kind of engine. What was loaded ahead of its weights lay in the
-    SRAM when it began; the others cross the bus within it.
+    SRAM when it began; the others cross the bus within it. The sums of a norm that also reads what was made before the phase (a skip
+    tensor) may have been taken then, and do not count.
     """
     layers = problem.graph.layers
     reach = _reachable(problem)
     work = np.asarray([[tensor[x.name] for x in layers], [vector[x.name] for x in layers]], dtype=np.int64)
+    sums, ahead = _sums(problem), _summed_ahead(problem, reach)
 
-    def phase_ps(chosen: npt.NDArray[np.bool_], ahead_bytes: int) -> int:
+    def phase_ps(chosen: npt.NDArray[np.bool_], ahead_bytes: int, u: int = -1) -> int:
         loaded = max(0, int(weights[chosen].sum()) - ahead_bytes)
-        return max(int(work[:, chosen].sum(axis=1).max()), loaded * PS_PER_S // rate)
+        busy = work[:, chosen].sum(axis=1)
+        busy[1] -= sums[chosen & ahead[u]].sum() if u >= 0 else 0
+        return max(int(busy.max()), loaded * PS_PER_S // rate)
 
     everything = np.ones(len(layers), dtype=bool)
     end_of: dict[int, int] = {}
@@ -226,9 +230,33 @@ def _critical_path(
         best = phase_ps(before, 0)
         for u, done in end_of.items():
             if v < 0 or reach[u, v]:
-                best = max(best, done + phase_ps(reach[u] & before, problem.npu.sram.sram_bytes))
+                best = max(best, done + phase_ps(reach[u] & before, problem.npu.sram.sram_bytes, u))
         end_of[v] = best
     return end_of[-1]
+
+
+def _sums(problem: Problem) -> Ints:
+    """[n] time that the sums of each norm take."""
+    npu = problem.npu
+    rate = lane_operations(npu, "group_norm_stats")
+    counts = [
+        sum(n for f, n in vector_work(problem.graph, x) if f == "group_norm_stats")
+        for x in problem.graph.layers
+    ]
+    return np.asarray([int(vector_ps(npu, npu.vector_engine.count, n, rate)) for n in counts], dtype=np.int64)
+
+
+def _summed_ahead(problem: Problem, reach: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[n, n] whether layer j is a norm with an input that is made neither by layer i nor by a descendant of it."""
+    producer = problem.graph.producers()
+    ahead = np.zeros_like(reach)
+    for j, layer in enumerate(problem.graph.layers):
+        if layer.op == "group_norm":
+            for made in (producer[p.tensor] for p in layer.operands[0].parts if p.tensor in producer):
+                before = ~reach[:, made]
+                before[made] = False
+                ahead[:, j] |= before
+    return ahead
 
 
 def _reachable(problem: Problem) -> npt.NDArray[np.bool_]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 
-from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_ps, vector_ps
+from npusim.cost import dma_ps, handover_ps, product_ps, setup_ps
 from npusim.graph import Graph, Layer
 from npusim.lower.chain import Chain, Member, chain_of, ends_on_tensor, starts_on_tensor
 from npusim.lower.geometry import row_unit
 from npusim.lower.rows import chain_slots
 from npusim.lower.slots import SlotSpec
-from npusim.ops import OPS, product_of, vector_work
+from npusim.ops import OPS, product_of
 from npusim.scheduler.pieces import Option, layer_key
 from npusim.scheduler.problem import Problem
+from npusim.scheduler.sums import added, first_pass_ps, vector_work_ps
 
 #: Into how many tiles the rows of a chain are tried to be cut.
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -216,7 +217,7 @@ class _Load:
 def predicted(problem: Problem, names: Sequence[str], tiling: RowTiling, resident: frozenset[str]) -> Option:
     """Closed-form time and DRAM bytes of a chain: its busiest engine, and the others for one tile.
 
-    GroupNorm's first pass comes before everything else.
+    GroupNorm's own first pass comes before everything else.
     """
     chain = geometry(problem, names, tiling)
     slots = slots_of(problem, names, tiling, resident)
@@ -224,10 +225,9 @@ def predicted(problem: Problem, names: Sequence[str], tiling: RowTiling, residen
     load, first = _Load(), _Load()
     for member, cols in zip(chain.members, tiling.cols, strict=True):
         sizes = {s.name: s for s in slots[member.layer.name]}
-        _member(problem, chain, member, cols, sizes, made, load)
+        _member(problem, chain, member, cols, sizes, made, resident, load)
         _stores(problem, chain, member, resident, load)
-        if member.layer.op == "group_norm":
-            _statistics(problem, chain, member, sizes, first)
+        _statistics(problem, chain, member, sizes, first_pass_ps(problem, member.layer, resident), first)
     total = load.tensor + load.vector + load.dma
     tiles = chain.tiles * chain.images
     time = total
@@ -250,13 +250,14 @@ def _member(
     cols: int,
     sizes: dict[str, SlotSpec],
     made: dict[str, Layer],
+    resident: frozenset[str],
     load: _Load,
 ) -> None:
     """Add one member's computation, hand-overs and loads."""
     npu, layer, graph = problem.npu, member.layer, problem.graph
     heights = member.heights
     per_image = sum(heights.values())
-    load.vector += _vector_ps(problem, layer)
+    load.vector += vector_work_ps(problem, layer, resident)
     blocks = 1
     if starts_on_tensor(layer):
         blocks = -(-graph.tensors[layer.output].shape[3] // cols) if layer.op != "matmul" else 1
@@ -268,6 +269,8 @@ def _member(
     if starts_on_tensor(layer):
         load.tensor += steps * handover_ps(npu) * int(from_other)
         load.vector += steps * blocks * handover_ps(npu) * int(not ends_on_tensor(layer))
+        summed = ends_on_tensor(layer) and added(problem, layer, resident)
+        load.vector += steps * handover_ps(npu) * int(bool(summed))
     else:
         load.vector += steps * handover_ps(npu) * int(from_other)
     for name, spec in sizes.items():
@@ -278,21 +281,6 @@ def _member(
             load.transfers(problem, blocks * chain.images * again, spec.slot_bytes * blocks * again)
         elif name == "params":
             load.transfers(problem, 1, spec.slot_bytes)
-
-
-def _vector_ps(problem: Problem, layer: Layer) -> int:
-    """Vector work of a member, GroupNorm's first pass left out."""
-    key = ("vector", layer.name)
-    if key not in problem.memo:
-        npu = problem.npu
-        problem.memo[key] = sum(
-            int(vector_ps(npu, npu.vector_engine.count, n, lane_operations(npu, f)))
-            for f, n in vector_work(problem.graph, layer)
-            if f != "group_norm_stats"
-        )
-    found = problem.memo[key]
-    assert isinstance(found, int)
-    return found
 
 
 def _product_ps(problem: Problem, layer: Layer, rows: int, cols: int) -> int:
@@ -329,14 +317,11 @@ def _stores(problem: Problem, chain: Chain, member: Member, resident: frozenset[
 
 
 def _statistics(
-    problem: Problem, chain: Chain, member: Member, sizes: dict[str, SlotSpec], load: _Load
+    problem: Problem, chain: Chain, member: Member, sizes: dict[str, SlotSpec], vector: int, load: _Load
 ) -> None:
-    npu = problem.npu
-    elements = prod(problem.graph.tensors[member.layer.output].shape)
-    load.vector += int(
-        vector_ps(npu, npu.vector_engine.count, elements, lane_operations(npu, "group_norm_stats"))
-    )
-    if "x" in sizes:
+    """Add a norm's own first pass, if there is one: its vector work, and its loads."""
+    load.vector += vector
+    if vector and "x" in sizes:
         steps = chain.images * len(member.rows)
         load.transfers(problem, steps, steps * sizes["x"].slot_bytes)
 
@@ -352,7 +337,7 @@ def best_cut(
     Args:
         single: (first, end) of what is not a chain, each layer and each attention segment, -> its predicted time.
     """
-    key = ("cut", chain_key(problem, run, frozenset()), tuple(sorted(single.items())))
+    key = ("cut", chain_key(problem, run, problem.sums_of(run)), tuple(sorted(single.items())))
     if key not in problem.memo:
         problem.memo[key] = _cut(problem, run, single)
     found = problem.memo[key]
@@ -384,10 +369,10 @@ def _cut(
 
 
 def chain_ps(problem: Problem, part: Sequence[str]) -> int | None:
-    """Predicted time of a chain in an SRAM of its own, or None if it is none or does not fit."""
+    """Predicted time of a chain in an SRAM of its own, all sums taken early; None if it is none or does not fit."""
     if not _stands_alone(problem, part):
         return None
-    key = ("chain time", chain_key(problem, part, frozenset()))
+    key = ("chain time", chain_key(problem, part, problem.sums_of(part)))
     if key not in problem.memo:
         problem.memo[key] = _least_ps(problem, part)
     found = problem.memo[key]
@@ -404,7 +389,7 @@ def _least_ps(problem: Problem, part: Sequence[str]) -> int | None:
         for tiling in (t for t in found if t.kept == kept):
             if len(fitting) == TRIED and tiling.rows not in fitting:
                 break
-            option = predicted(problem, part, tiling, frozenset())
+            option = predicted(problem, part, tiling, problem.sums_of(part))
             if option.sram_bytes <= capacity:
                 fitting[tiling.rows] = min(fitting.get(tiling.rows, option.cost_ps), option.cost_ps)
         if fitting:

@@ -61,6 +61,7 @@ def explain(planned: Planned) -> list[dict[str, Any]]:
             problem.policy,
             problem.precisions,
             shared=problem.shared,
+            sums_early=problem.sums_early,
         )
         for lever in LEVERS
     }

@@ -8,13 +8,15 @@ from functools import partial
 from math import ceil
 from typing import Literal
 
-from npusim.cost import dma_ps, handover_ps, lane_operations, product_ps, setup_ps, vector_ps
+from npusim.cost import dma_ps, handover_ps, product_ps, setup_ps
 from npusim.graph import Layer
 from npusim.lower.geometry import band_count, head_cols_of, row_unit
 from npusim.lower.slots import Known, layer_slots
-from npusim.ops import OPS, Product, product_of, vector_work
+from npusim.lower.statistics import statistics_tensor
+from npusim.ops import OPS, Product, product_of
 from npusim.plan import Pieces
 from npusim.scheduler.problem import Problem
+from npusim.scheduler.sums import added, first_pass_ps, vector_work_ps
 
 #: Into how many parts an axis is tried to be cut; the finer ones only where SRAM is scarce.
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
@@ -180,6 +182,11 @@ def _col_choices(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[
     return list(dict.fromkeys(choices))
 
 
+#: What a cut costs whatever vector work goes with it: picoseconds of products, steps, picoseconds of all transfers and of the first, bytes
+#: moved, bytes of SRAM.
+_Costs = tuple[int, int, int, int, int, int]
+
+
 class _Coster:
     """Closed-form costs of one layer's cuts; what does not depend on the cut is computed once."""
 
@@ -192,16 +199,33 @@ class _Coster:
         npu = problem.npu
         self.setup = setup_ps(npu)
         self.sizes: Known = {}
-        self.vector = sum(
-            int(vector_ps(npu, npu.vector_engine.count, elements, lane_operations(npu, function)))
-            for function, elements in vector_work(problem.graph, layer)
-        )
+        self.first_pass = first_pass_ps(problem, layer, resident)
+        self.vector = vector_work_ps(problem, layer, resident) + self.first_pass
         self.epilogues = sum(1 for e in layer.epilogue if e.function != "scale")
+        self.handed = self.epilogues or int(bool(added(problem, layer, resident)))
+        self.known: dict[object, _Costs] = {}
+        if layer.output in problem.shares:  # it may take sums or not: its cuts are costed once for both
+            known = problem.memo.setdefault(("cuts", _structure(problem, layer, resident)), self.known)
+            assert isinstance(known, dict)
+            self.known = known
 
     def option(self, rows: int, cols: int, order: Literal["rows", "cols"], depth: int = 0) -> Option:
         """Cost and SRAM need of one cut."""
-        npu = self.problem.npu
         pieces = Pieces(rows=rows, cols=cols, order=order, depth=depth or self.depth)
+        key = (rows, cols, order, pieces.depth)
+        if key not in self.known:
+            self.known[key] = self._costs(pieces)
+        tensor, steps, dma, load, moved, sram_bytes = self.known[key]
+        waits = handover_ps(self.problem.npu) * steps * (1 + (self.handed if tensor else 0))
+        return Option(
+            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, load, steps, pieces.depth),
+            dram_bytes=moved,
+            sram_bytes=sram_bytes,
+            pieces=pieces,
+        )
+
+    def _costs(self, pieces: Pieces) -> _Costs:
+        npu = self.problem.npu
         specs = {s.name: s for s in layer_slots(self.storage, self.layer, pieces, self.sizes)}
         if self.product is not None:
             tensor, steps, loads = self._product(pieces)
@@ -214,19 +238,13 @@ class _Coster:
         moved = sum(count * size for count, _, size in moves)
         runs = sum(count * self._runs(name, pieces) for count, name, _ in moves)
         dma = int(dma_ps(npu, moved, runs)) + (transfers - 1) * self.setup if transfers else 0
-        waits = handover_ps(npu) * steps * (1 + (self.epilogues if tensor else 0))
         first = [(n, s) for _, n, s in moves if n != "out"]
         load = (
             int(dma_ps(npu, sum(s for _, s in first), sum(self._runs(n, pieces) for n, _ in first)))
             if first
             else 0
         )
-        return Option(
-            cost_ps=_time(self.problem, tensor, self.vector, dma, waits, load, steps, pieces.depth),
-            dram_bytes=moved,
-            sram_bytes=sum(s.total_bytes for s in specs.values()),
-            pieces=pieces,
-        )
+        return tensor, steps, dma, load, moved, sum(s.total_bytes for s in specs.values())
 
     def _runs(self, slot: str, pieces: Pieces) -> int:
         """Contiguous runs of one transfer: one, or one per row where it moves some columns of a plain tensor."""
@@ -247,9 +265,9 @@ class _Coster:
         return 1
 
     def _rows(self, pieces: Pieces) -> tuple[int, dict[str, int]]:
-        """(steps, loads per slot) of a vector layer. A norm reads x twice, except the bands that are still there."""
+        """(steps, loads per slot) of a vector layer. A norm's own first pass reads x too, except the bands that are still there."""
         count = band_count(self.out, pieces.rows)
-        if OPS[self.layer.op].streams != "norm":
+        if not self.first_pass:
             return count, {"params": 1}
         return 2 * count, {
             "x": 2 * count - self.out[0] * min(pieces.depth, count // self.out[0]),
@@ -312,6 +330,11 @@ def _loads(pieces: Pieces, rows_each: int, blocks: int) -> tuple[int, int]:
 
 def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple[object, ...]:
     """Everything that `piece_options` depends on, without names: layers with one key have the same options."""
+    return (_structure(problem, layer, resident), len(added(problem, layer, resident)))
+
+
+def _structure(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple[object, ...]:
+    """The same, but for the sums that the layer takes for norms."""
     tensors = problem.graph.tensors
 
     def operand(role: str, parts: Iterable[tuple[str, int]]) -> tuple[object, ...]:
@@ -331,4 +354,7 @@ def layer_key(problem: Problem, layer: Layer, resident: frozenset[str]) -> tuple
     in_place = layer.output in resident and problem.in_place.get(layer.output) in resident
     epilogue = tuple((e.function, e.operand, e.value) for e in layer.epilogue)
     precision = problem.precision_of(layer.name).name
-    return (layer.op, shapes, out, attributes, epilogue, problem.units.get(layer.name), in_place, precision)
+    early = statistics_tensor(layer.name) in resident
+    return (
+        layer.op, shapes, out, attributes, epilogue, problem.units.get(layer.name), in_place, precision, early
+    )  # fmt: skip

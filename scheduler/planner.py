@@ -34,15 +34,17 @@ def make_problem(
     precisions: Precisions | None = None,
     *,
     shared: bool = False,
+    sums_early: bool = False,
 ) -> Problem:
     """Fix layouts and engines; `precisions` of single layers override `precision`.
 
     Args:
         shared: whether tensor engines of two kinds may share a product.
+        sums_early: whether the sums of norms may be taken where their input is made.
     """
     each = {x.name: precision for x in graph.layers} | dict(precisions or {})
     return Problem(
-        graph=graph, npu=npu, precision=precision, policy=policy, precisions=precisions or {}, shared=shared,
+        graph=graph, npu=npu, precision=precision, policy=policy, precisions=precisions or {}, shared=shared, sums_early=sums_early,
         layouts=choose_layouts(graph, npu), units=choose_units(graph, npu, each, shared=shared),
     )  # fmt: skip
 
@@ -215,6 +217,7 @@ def _place_owners(problem: Problem, resident: frozenset[str]) -> dict[str, str]:
         if layer.output in resident:
             before = problem.in_place.get(layer.output)
             owner[layer.output] = owner.get(before or "", layer.output)
+    owner.update({name: name for name in problem.sums if name in resident})
     return owner
 
 

@@ -1,4 +1,4 @@
-"""Small networks: plans that differ from a given one in a single decision, or in how two units in a row are run."""
+"""Small networks: plans that differ from a given one in a single decision, or in two (two units in a row, or a tensor and a unit)."""
 
 from __future__ import annotations
 
@@ -17,36 +17,54 @@ from npusim.scheduler.residency import Unit, spans
 def neighbours(planned: Planned, request: Request) -> Iterator[Decisions]:
     """Every plan that runs one unit in another way, and every plan that keeps one tensor more or less in SRAM."""
     problem, units, decided = planned.problem, planned.units, planned.decided
-    ways = _ways(planned, request)
-    for index, options in enumerate(ways):
-        for option in options:
-            changed = [*decided.options[:index], option, *decided.options[index + 1 :]]
-            yield from _placed(problem, units, decided.resident, changed)
-    for span in spans(problem, units):
-        resident = decided.resident ^ {span.tensor}
-        chosen = _chosen(problem, units, resident, request)
+    yield from _one_way_changed(planned, request, decided.resident, decided.options)
+    for resident, chosen in _moved(planned, request):
+        yield from _placed(problem, units, resident, chosen)
+
+
+def moves(planned: Planned, request: Request) -> Iterator[Decisions]:
+    """Every plan that keeps one tensor more or less in SRAM and runs one unit otherwise than the closed form then prefers."""
+    for resident, chosen in _moved(planned, request):
+        yield from _one_way_changed(planned, request, resident, chosen)
+
+
+def _moved(planned: Planned, request: Request) -> Iterator[tuple[frozenset[str], list[Option]]]:
+    """One tensor more or less in SRAM, and what the closed form then prefers, where everything fits."""
+    for span in spans(planned.problem, planned.units):
+        resident = planned.decided.resident ^ {span.tensor}
+        chosen = _chosen(planned.problem, planned.units, resident, request)
         if chosen is not None:
-            yield from _placed(problem, units, resident, chosen)
+            yield resident, chosen
+
+
+def _one_way_changed(
+    planned: Planned, request: Request, resident: frozenset[str], options: Sequence[Option]
+) -> Iterator[Decisions]:
+    for index, others in enumerate(_ways(planned, request, resident, options)):
+        for option in others:
+            changed = [*options[:index], option, *options[index + 1 :]]
+            yield from _placed(planned.problem, planned.units, resident, changed)
 
 
 def pairs(planned: Planned, request: Request) -> Iterator[Decisions]:
     """Every plan that runs two units in a row in other ways."""
-    decided, ways = planned.decided, _ways(planned, request)
+    decided = planned.decided
+    ways = _ways(planned, request, decided.resident, decided.options)
     for index, both in enumerate(pairwise(ways)):
         for first, second in product(*both):
             changed = [*decided.options[:index], first, second, *decided.options[index + 2 :]]
             yield from _placed(planned.problem, planned.units, decided.resident, changed)
 
 
-def _ways(planned: Planned, request: Request) -> list[list[Option]]:
+def _ways(
+    planned: Planned, request: Request, resident: frozenset[str], options: Sequence[Option]
+) -> list[list[Option]]:
     """For each unit the other ways to run it that fit beside what stays in SRAM; none where a count of tiles was asked for."""
-    problem, units, decided = planned.problem, planned.units, planned.decided
+    problem, units = planned.problem, planned.units
     found = []
-    for unit, room, chosen in zip(
-        units, _room(problem, units, decided.resident), decided.options, strict=True
-    ):
+    for unit, room, chosen in zip(units, _room(problem, units, resident), options, strict=True):
         counted = unit.segment is not None and request.count(unit.name) is not None
-        every = [] if counted else _every(problem, unit, decided.resident & unit.tensors, room)
+        every = [] if counted else _every(problem, unit, resident & unit.tensors, room)
         found.append([o for o in every if o.sram_bytes <= room and _way(o) != _way(chosen)])
     return found
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import Literal, cast
 
 from npusim.arrays import Array
@@ -17,6 +18,14 @@ from npusim.lower.chain import read_outside
 from npusim.lower.context import aligned
 from npusim.lower.fragments import Fragments
 from npusim.lower.slots import Storage, element_bytes_of
+from npusim.lower.statistics import (
+    STATS_BYTES,
+    Share,
+    early_norms,
+    shares,
+    statistics_shape,
+    statistics_tensor,
+)
 from npusim.ops import OPS
 from npusim.precisions import Precisions
 from npusim.units import format_bytes
@@ -35,6 +44,7 @@ class Problem:
         units: product layer -> the tensor engines that share it.
         shared: whether tensor engines of two kinds may share a product.
         chains: layers that run joined, when the last of them is due.
+        sums_early: whether the sums of norms may be taken where their input is made: then they are tensors that may stay in SRAM.
         whole: the network that this is a part of, if it is one.
         held: tensors that a part finds in SRAM, and those that it leaves there.
         memo: results that equal structures share, for as long as this network is being planned.
@@ -50,6 +60,7 @@ class Problem:
     precisions: Precisions = field(default_factory=dict)
     shared: bool = False
     chains: tuple[tuple[str, ...], ...] = ()
+    sums_early: bool = False
     whole: Problem | None = None
     held: frozenset[str] = frozenset()
     memo: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
@@ -86,6 +97,24 @@ class Problem:
     def by_name(self) -> Mapping[str, Layer]:
         """Layers by name."""
         return {x.name: x for x in self.graph.layers}
+
+    @cached_property
+    def sums(self) -> Mapping[str, Layer]:
+        """Tensor of early statistics -> its norm."""
+        norms = early_norms(self.graph) if self.whole is None else self.whole.sums.values()
+        inside = [x for x in norms if x.name in self.by_name]
+        return {statistics_tensor(x.name): x for x in inside} if self.sums_early else {}
+
+    @cached_property
+    def shares(self) -> Mapping[str, Sequence[Share]]:
+        """Tensor -> its shares of all statistics that can be taken early."""
+        return shares(self.graph, self.sums.values()) if self.whole is None else self.whole.shares
+
+    def sums_of(self, names: Iterable[str]) -> frozenset[str]:
+        """Early statistics that these layers add to or read."""
+        layers = [self.by_name[n] for n in names]
+        added = {s.tensor for x in layers for s in self.shares.get(x.output, ())}
+        return frozenset(added | ({statistics_tensor(x.name) for x in layers} & self.sums.keys()))
 
     @cached_property
     def consumers(self) -> Mapping[str, list[int]]:
@@ -156,7 +185,8 @@ class Problem:
             name=layers[-1].name, tensors=tensors, layers=layers, coverage=Coverage(nodes=0, modelled_nodes=0, unmodelled={}),
             model_sha256="",
         )  # fmt: skip
-        held = frozenset(t for t in tensors if t in resident)
+        inside = {statistics_tensor(x.name) for x in layers} & self.sums.keys()
+        held = frozenset(t for t in (*tensors, *inside) if t in resident)
         return replace(self, graph=graph, chains=(), whole=self.whole or self, held=held)
 
     def inside(self, names: Sequence[str]) -> frozenset[str]:
@@ -186,6 +216,8 @@ class Problem:
 
     def moved_bytes(self, name: str) -> int:
         """Stored bytes of a whole tensor without alignment: what moving it once costs."""
+        if name in self.sums:
+            return prod(statistics_shape(self.graph, self.sums[name])) * STATS_BYTES
         shape = self.graph.tensors[name].shape
         return stored_bytes(shape, self.layouts.get(name, PLAIN), self.element_bytes[name])
 

@@ -16,7 +16,7 @@ class Unit:
     """Something that is scheduled as a whole: a layer, or the layers of a segment.
 
     Attributes:
-        tensors: what it reads and writes (not what stays inside it).
+        tensors: what it reads and writes (not what stays inside it), early statistics included.
         options: undominated ways to run it, given which of its tensors are in SRAM.
         segment: the segment that it is, if it is one.
     """
@@ -58,7 +58,7 @@ class _State:
 
 
 def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
-    """Lifetimes of all intermediates that pass between units, and of inputs that several units read."""
+    """Lifetimes of all intermediates that pass between units, of inputs that several units read, and of statistics, if taken early."""
     graph = problem.graph
     position = {layer: i for i, unit in enumerate(units) for layer in unit.layers}
     made = {layer.output: position[layer.name] for layer in graph.layers}
@@ -75,6 +75,10 @@ def spans(problem: Problem, units: Sequence[Unit]) -> list[Span]:
             found.append(Span(name, made[name], used[-1], size))
         elif tensor.kind == "input" and used and used[-1] > used[0]:
             found.append(Span(name, used[0], used[-1], size, int(dma_ps(problem.npu, size, 1))))
+    for name, norm in problem.sums.items():
+        makers = [made[p.tensor] for p in norm.operands[0].parts if p.tensor in made]
+        first, last = (0, len(units) - 1) if name in problem.held else (min(makers), position[norm.name])
+        found.append(Span(name, first, last, problem.tensor_bytes(name)))
     return found
 
 

@@ -16,7 +16,7 @@ from npusim.scheduler.isolate import Measured, measure
 from npusim.scheduler.kinds import KINDS, paper_rule, predicted
 from npusim.scheduler.pieces import Option
 from npusim.scheduler.planner import Planned, lowered, make_problem, plan_graph, resident_bytes
-from npusim.scheduler.polish import neighbours, pairs
+from npusim.scheduler.polish import moves, neighbours, pairs
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.request import Request, check_request
 from npusim.scheduler.tiles import Segment
@@ -48,7 +48,7 @@ SURE = 2 / 3
 DESCENT_COMMANDS = 30_000
 
 #: Programs of at most so many commands are polished decision by decision, until so many commands have been simulated for that.
-POLISHED, POLISH_COMMANDS = 128, 6_000
+POLISHED, POLISH_COMMANDS = 128, 8_000
 
 Curve = Sequence[Mapping[str, Any]]
 
@@ -89,7 +89,10 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     """
     check_request(npu, request)
     auto = request.tiles == "auto"
-    problem = make_problem(graph, npu, request.precision, request.policy, request.precisions, shared=auto)
+    early = request.segments == "all" and request.tiles != "none"
+    problem = make_problem(
+        graph, npu, request.precision, request.policy, request.precisions, shared=auto, sums_early=early
+    )
     search = _Search(problem, request)
     if auto:
         search.auto()
@@ -207,9 +210,9 @@ class _Search:
                 better = self._step(better, limit)
 
     def _step(self, start: _Candidate, limit: int) -> _Candidate | None:
-        """The best plan that differs in one decision, if it is better; else one that differs in two units in a row."""
+        """The best plan that differs in one decision, if it is better; else one that differs in two."""
         planned, best = start.planned, start
-        for changes in (neighbours, pairs):
+        for changes in (neighbours, moves, pairs):
             for decided in changes(planned, self.request):
                 if self.spent >= limit:
                     break

@@ -96,13 +96,13 @@ def _alone_ps(problem: Problem, layer: Layer) -> int:
 
 
 def small_tensors(problem: Problem, names: Sequence[str]) -> frozenset[str]:
-    """What these layers read or write and what is so small that it is taken to stay in SRAM."""
+    """What these layers read or write and what is so small that it is taken to stay in SRAM, early statistics among it."""
     tensors, most = problem.graph.tensors, problem.npu.sram.sram_bytes // SMALL
     layers = [problem.by_name[n] for n in names]
     touched = {t for x in layers for t in (*x.reads(), x.output)}
-    return frozenset(
+    return problem.sums_of(names) | {
         t for t in touched if tensors[t].kind == "intermediate" and problem.tensor_bytes(t) <= most
-    )
+    }
 
 
 def chain_segments(graph: Graph, chains: Sequence[tuple[str, ...]]) -> list[Segment]:
@@ -153,7 +153,7 @@ def _layer_unit(problem: Problem, layer: Layer, request: Request) -> Unit:
     return Unit(
         name=layer.name,
         layers=(layer.name,),
-        tensors=frozenset((*layer.reads(), layer.output)),
+        tensors=frozenset((*layer.reads(), layer.output)) | problem.sums_of([layer.name]),
         options=cache(options),
     )
 
@@ -162,6 +162,7 @@ def _segment_unit(problem: Problem, segment: Segment, request: Request) -> Unit:
     layers = [problem.by_name[n] for n in segment.layers]
     internal = {x.output for x in layers} - problem.read_outside(segment.layers)
     tensors = frozenset(t for x in layers for t in (*x.reads(), x.output)) - internal
+    tensors |= problem.sums_of(segment.layers)
 
     def options(resident: frozenset[str]) -> Sequence[Option]:
         return choices(problem, segment, request.tiles, request.count(segment.name), resident)

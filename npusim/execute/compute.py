@@ -29,6 +29,7 @@ from npusim.execute.vector_layers import (
 from npusim.execute.workers import ELEMENT_OPERATIONS, INLINE, Workers
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
+from npusim.lower.statistics import first_column
 from npusim.quantize import (
     Doubles,
     Format,
@@ -181,10 +182,15 @@ class Compute:
     # ---- vector engine -----------------------------------------------------------------------------------------
 
     def statistics(self, layer: Layer, reads: Reads) -> Array:
-        """Sums of a band for GroupNorm, added to those before: [b, 1, groups, 2]; of integers, not of what they stand for."""
-        before = reads.get(STATISTICS)
-        raw = self.norm_operand(layer, reads[X])
-        return group_statistics(raw, int(layer.attributes["groups"]), before[0].data if before else None)
+        """Sums of a piece of GroupNorm's input, added to those before: [b, 1, groups, 2]; of integers, not of what they stand for.
+
+        The piece has all columns of the input, or some of one part.
+        """
+        before, blocks = reads.get(STATISTICS), reads[X]
+        first = first_column(layer, blocks[0].tensor, blocks[0].offset[3])
+        width = layer.operands[0].cols // int(layer.attributes["groups"])
+        raw = self.norm_operand(layer, blocks)
+        return group_statistics(raw, width, first, before[0].data if before else None)
 
     def vector(self, layer: Layer, reads: Reads, out: TensorBox) -> Array:
         """The main command of a vector layer.

@@ -40,14 +40,21 @@ def layer_norm(x: Array, scale: Array | None, bias: Array | None, epsilon: float
     return _affine(centred / np.sqrt(variance + np.float32(epsilon)), scale, bias)
 
 
-def group_statistics(x: Array, groups: int, before: Array | None) -> Array:
-    """Sums and sums of squares per group, [b, 1, groups, 2] FP64, added to those of the bands before.
+def group_statistics(x: Array, width: int, first: int, before: Array | None) -> Array:
+    """Sums and sums of squares per group, [b, 1, groups, 2] FP64, added to those of the pieces before.
 
-    Integers up to 16 bits are summed exactly, so that the bands' order and size do not matter. `x` is [b, 1, rows, cols].
+    Integers up to 16 bits are summed exactly, so that the pieces' order and size do not matter.
+
+    Args:
+        x: [b, 1, rows, cols], columns from number `first` on of what is normalized.
+        width: columns of a group; the first and the last group may have less than that in `x`.
+        before: sums of these groups so far.
     """
     batch, _, rows, cols = x.shape
-    values = x.reshape(batch, rows, groups, cols // groups)
-    wide = values.astype(np.float64)
+    lead, groups = first % width, -(-(first % width + cols) // width)
+    wide = np.zeros((batch, rows, groups * width))
+    wide[..., lead : lead + cols] = x[:, 0]
+    wide = wide.reshape(batch, rows, groups, width)
     found = np.stack([wide.sum(axis=(1, 3)), np.einsum("brgc,brgc->bg", wide, wide)], axis=2)[:, None]
     return found if before is None else before + found
 

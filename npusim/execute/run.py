@@ -16,12 +16,13 @@ from npusim.execute.formats import Numbers
 from npusim.execute.memory import Memory, program_dtypes
 from npusim.execute.online import ONLINE
 from npusim.execute.order import Order, run_in_order
-from npusim.execute.vector_layers import Y, wanted_rows
+from npusim.execute.vector_layers import X, Y, wanted_rows
 from npusim.execute.windows import pack, unpack
 from npusim.execute.workers import Workers, workers
 from npusim.garbage import uncollected_cycles
 from npusim.graph import Graph, Layer
 from npusim.lower.geometry import TensorBox
+from npusim.lower.statistics import statistics_tensor
 from npusim.plan import Plan
 from npusim.program import LOAD, PRODUCT, READ, STORE, Program
 from npusim.quantize import decode
@@ -112,6 +113,7 @@ class _Run:
         self.compute = Compute(graph, numbers.formats, bits, pool)
         by_name = {x.name: x for x in graph.layers}
         self.layers: list[Layer] = [by_name[name] for name in program.layers]
+        self._norms = {statistics_tensor(x.name): x for x in graph.layers if x.op == "group_norm"}
         accesses = program.accesses
         self._first: list[int] = np.searchsorted(accesses.command, np.arange(len(program) + 1)).tolist()
         self._mode, self._operand = accesses.mode.tolist(), accesses.operand.tolist()
@@ -188,8 +190,14 @@ class _Run:
         if function == "geglu":
             return [self.compute.gate(layer, [blocks[0][0], blocks[1][0]])]
         if function == "group_norm_stats":
-            return [self.compute.statistics(layer, blocks)]
+            return self._sums(writes, blocks)
         return [self.compute.vector(layer, blocks, self._box(writes[0]))]
+
+    def _sums(self, writes: Sequence[int], blocks: dict[int, list[Block]]) -> list[Array]:
+        """Sums for the norm whose statistics are written: zeros to begin with, or those of one more piece added."""
+        if X not in blocks:
+            return [np.zeros(self.memory.shape[a]) for a in writes]
+        return [self.compute.statistics(self._norms[self._names[writes[0]]], blocks)]
 
     def _block(self, access: int) -> Block:
         values = self.memory.read(access)

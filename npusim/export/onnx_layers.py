@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from npusim.errors import ExportError
 from npusim.execute.kernels_product import spatial_of
 from npusim.execute.stages import MAIN, gate_position, stage_after
@@ -17,6 +19,7 @@ from npusim.export.onnx_values import Layouts, Value
 from npusim.export.source import inexpressible
 from npusim.graph import Graph, Layer, Shape4
 from npusim.lower.geometry import TensorBox
+from npusim.lower.statistics import first_column
 from npusim.ops import index_tensors
 
 
@@ -138,10 +141,17 @@ class LayerNodes:
         return self.stored(layer, position, Value(name, value.shape, value.width))
 
     def statistics(self, layer: Layer, reads: Reads) -> Value:
-        """Sums of a band for GroupNorm, added to those before: [b, 1, groups, 2] in FP64."""
+        """Sums of a piece of GroupNorm's input, added to those before: [b, 1, groups, 2] in FP64."""
         x = self.numbers.common(layer, X, self.joined(reads[X]))
         before = self.value(reads[STATISTICS][0]).name if STATISTICS in reads else ""
-        return self.spatial.statistics(x, int(layer.attributes["groups"]), before)
+        first = first_column(layer, reads[X][0].tensor, reads[X][0].offset[3])
+        width = layer.operands[0].cols // int(layer.attributes["groups"])
+        return self.spatial.statistics(x, width, first, before)
+
+    def no_statistics(self, shape: Shape4) -> Value:
+        """Zeros to begin sums with."""
+        zeros = np.zeros(shape)
+        return Value(self.writer.constant(f"zeros:{shape}", zeros), shape)
 
     def gathered(self, table: str, index: Value, first: int, count: int, shape: Shape4) -> Value:
         """Rows of a table for `count` of its indices from number `first` on, as a box of this shape."""

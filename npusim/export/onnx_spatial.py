@@ -164,9 +164,11 @@ class SpatialNodes:
         back = Value(self.layouts.reshape(normed, (b, c, r // x.width, x.width)), x.shape, x.width)
         return self._affine(back, scale, bias)
 
-    def statistics(self, x: Value, groups: int, before: str) -> Value:
-        """Sums and sums of squares of a band, [b, 1, groups, 2] in FP64, added to those of the bands before."""
+    def statistics(self, x: Value, width: int, first: int, before: str) -> Value:
+        """Sums and sums of squares of columns from number `first` on, [b, 1, groups, 2] in FP64, added to those before."""
+        x = self._whole_groups(x, width, first % width)
         b, _, r, c = x.shape
+        groups = c // width
         apart, axes = (
             ((b, 1, groups, r * c // groups), [3]) if x.width else ((b, r, groups, c // groups), [1, 3])
         )
@@ -178,6 +180,18 @@ class SpatialNodes:
         found = self.writer.node("Concat", sums, axis=3)
         shape = (b, 1, groups, 2)
         return Value(self.writer.node("Add", [before, found]) if before else found, shape)
+
+    def _whole_groups(self, x: Value, width: int, lead: int) -> Value:
+        """The value with zeros for the columns that its first and last group have elsewhere."""
+        b, _, r, c = x.shape
+        behind = -(lead + c) % width
+        if not lead and not behind:
+            return x
+        axis = 1 if x.width else 3
+        pads = [0] * 8
+        pads[axis], pads[axis + 4] = lead, behind
+        padded = self.writer.node("Pad", [x.name, self.writer.ints(*pads)])
+        return Value(padded, (b, 1, r, lead + c + behind), x.width)
 
     def normalized(
         self, x: Value, statistics: str, groups: int, count: int, scale: str, bias: str, epsilon: float

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from npusim.execute.vector_layers import X
 from npusim.export.onnx_graph import GraphWriter
 from npusim.export.onnx_layers import Block, LayerNodes, Reads
 from npusim.export.onnx_memory import GraphMemory
@@ -19,6 +20,7 @@ from npusim.export.onnx_signature import Signature
 from npusim.export.onnx_values import Value
 from npusim.graph import Graph, Layer, Shape4
 from npusim.lower.geometry import TensorBox
+from npusim.lower.statistics import statistics_tensor
 from npusim.program import LOAD, PRODUCT, READ, STORE, Program
 from npusim.weights import Weights
 
@@ -52,6 +54,7 @@ class _Commands:
         self.memory = GraphMemory(program, nodes.layouts, sources.get)
         by_name = {x.name: x for x in graph.layers}
         self.layers = [by_name[name] for name in program.layers]
+        self._norms = {statistics_tensor(x.name): x for x in graph.layers if x.op == "group_norm"}
         accesses = program.accesses
         self._first: list[int] = np.searchsorted(accesses.command, np.arange(len(program) + 1)).tolist()
         self._mode, self._operand = accesses.mode.tolist(), accesses.operand.tolist()
@@ -89,7 +92,9 @@ class _Commands:
     ) -> Sequence[Value]:
         commands, nodes = self.program.commands, self.nodes
         attributes = self.program.attributes[int(commands.attributes[command])]
-        if layer.op in ("copy", "rearrange") and "epilogue" not in attributes:
+        functions = (*self.program.functions, "")  # -1: none
+        function = functions[int(commands.function[command])]
+        if function == "copy" and layer.op in ("copy", "rearrange"):
             return [nodes.layouts.slice(self._moved_whole(layer), outs[0].offset, outs[0].shape)]
         blocks: dict[int, list[Block]] = {}
         for access in reads:
@@ -102,14 +107,15 @@ class _Commands:
             return nodes.product(layer, blocks, outs, int(commands.batch[command]))
         if "epilogue" in attributes:
             return [nodes.epilogue(layer, int(attributes["epilogue"]), blocks)]
-        return [self._vector(command, layer, blocks, outs[0])]
+        if function == "group_norm_stats" and X not in blocks:
+            return [nodes.no_statistics(out.shape) for out in outs]
+        return [self._vector(function, layer, blocks, outs[0])]
 
-    def _vector(self, command: int, layer: Layer, reads: Reads, out: TensorBox) -> Value:
-        function = self.program.functions[int(self.program.commands.function[command])]
+    def _vector(self, function: str, layer: Layer, reads: Reads, out: TensorBox) -> Value:
         if function == "geglu":
             return self.nodes.gate(layer, [reads[0][0], reads[1][0]])
         if function == "group_norm_stats":
-            return self.nodes.statistics(layer, reads)
+            return self.nodes.statistics(self._norms[out.tensor], reads)
         return self.nodes.vector(layer, reads, out)
 
     def _moved_whole(self, layer: Layer) -> Value:

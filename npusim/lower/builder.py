@@ -6,6 +6,7 @@ another waits for all that still touch the old one. So dependencies are complete
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,7 @@ class ProgramBuilder:
         self.occupants: dict[tuple[int, int], int] = {}  # disjoint address ranges
         self.rows = Table(len(COMMAND_COLUMNS))
         self.kinds: list[str] = []  # of the gang of each command
-        self.deps: list[list[int]] = []
+        self.deps: list[array[int]] = []  # a number in a list takes nine times as much memory
         self.accesses = Table(ACCESS_WIDTH, np.int32)  # most of a Program's memory
         self.born: list[int] = []  # how many commands there were when a buffer was added
         self.functions: list[str] = []
@@ -232,7 +233,7 @@ class ProgramBuilder:
             self.attribute(attributes or {}),
         ))  # fmt: skip
         self.kinds.append(kind)
-        self.deps.append(sorted(deps))
+        self.deps.append(array("i", sorted(deps)))
         return index
 
     def read(self, index: int, kind: str, box: Box, deps: set[int]) -> int:
@@ -284,7 +285,7 @@ class ProgramBuilder:
         dep_ptr = np.concatenate([[0], np.cumsum([len(d) for d in self.deps], dtype=np.int64)]).astype(
             np.int64
         )
-        dep_idx = np.asarray([d for deps in self.deps for d in deps], dtype=np.int64)
+        dep_idx = np.frombuffer(b"".join(self.deps), dtype=np.intc).astype(np.int64)
         return Program(
             gangs=self.gangs,
             lanes=self.lanes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import prod
 
 from npusim.dtypes import PRECISIONS, Precision
 from npusim.graph import Graph, Layer, Shape4, Tensor
@@ -10,8 +11,9 @@ from npusim.layout import PLAIN, Layout, stored_bytes
 from npusim.lower.builder import Box, ProgramBuilder
 from npusim.lower.chain import read_outside
 from npusim.lower.geometry import TensorBox
+from npusim.lower.statistics import STATS_BYTES, each_sum, shares, statistics_shape, statistics_tensor
 from npusim.plan import LayerPlan, Plan, Slots, TensorPlan
-from npusim.program import LOAD, ROLE, STORE, Gang
+from npusim.program import FLAG_FIRST, LOAD, ROLE, STORE, VECTOR, Gang
 
 
 class Ring:
@@ -42,7 +44,7 @@ class Lowering:
     def __init__(self, graph: Graph, plan: Plan) -> None:
         self.graph = graph
         self.npu = plan.npu
-        self.tensor_plans: Mapping[str, TensorPlan] = {t.name: t for t in plan.tensors}
+        self.tensor_plans: dict[str, TensorPlan] = {t.name: t for t in plan.tensors}
         self.layer_plans: Mapping[str, LayerPlan] = {p.name: p for p in plan.layers}
         gangs, lanes = gangs_of(plan)
         segments = tuple(s.name for s in plan.segments)
@@ -58,6 +60,10 @@ class Lowering:
         self.layer_index = {layer.name: i for i, layer in enumerate(graph.layers)}
         for tensor in graph.tensors.values():
             self._add_tensor(tensor)
+        early = [x for x in graph.layers if self.layer_plans[x.name].early_statistics]
+        self.shares = shares(graph, early)
+        for layer in early:
+            self._add_statistics(layer)
 
     def read_outside(self, segment: str, layer: Layer) -> frozenset[str]:
         """Outputs of a segment's layers, or of a layer on its own, that others read."""
@@ -78,6 +84,17 @@ class Lowering:
             (self._waiting if planned.loaded else self.homes)[tensor.name] = buffer
         elif tensor.kind == "input":  # left in SRAM by whatever ran before
             self.open_output(tensor.name)
+
+    def _add_statistics(self, norm: Layer) -> None:
+        """Sums that are taken early: a tensor that lives in the SRAM from the first layer that adds to it."""
+        name, shape = statistics_tensor(norm.name), statistics_shape(self.graph, norm)
+        (slot,) = (s for s in self.layer_plans[norm.name].slots if s.name == "stats")
+        self.internal_tensor(name, shape, STATS_BYTES)
+        self.tensor_plans[name] = TensorPlan(
+            name=name, home="sram", element_bytes=STATS_BYTES, address=slot.addresses[0], size_bytes=slot.slot_bytes
+        )  # fmt: skip
+        if not {p.tensor for p in norm.operands[0].parts} & {x.output for x in self.graph.layers}:
+            self.open_output(name)  # left in SRAM by whatever ran before
 
     def bring_inputs(self, layer: Layer) -> None:
         """Load the layer's resident inputs into their places, unless an earlier layer did."""
@@ -131,11 +148,15 @@ class Lowering:
         """The box in the tensor's own buffer (SRAM if resident, else DRAM)."""
         return Box(self.homes[box.tensor], box.offset, box.shape)
 
+    def shape(self, tensor: str) -> Shape4:
+        """Shape of a tensor of the graph, or of one that only this Program knows."""
+        return self.builder.tensors[self.ids[tensor]][2]
+
     def open_output(self, tensor: str) -> None:
         """Give a resident tensor its SRAM place; called when its layer starts."""
         planned = self.tensor_plans[tensor]
         if planned.home == "sram":
-            shape = self.graph.tensors[tensor].shape
+            shape = self.shape(tensor)
             self.homes[tensor] = self.builder.sram_buffer(
                 self.ids[tensor], planned.address, planned.size_bytes, (0, 0, 0, 0), shape
             )
@@ -222,9 +243,29 @@ class Feed:
         return self.rings[slot].get(key, lambda address, number: self.low.place([target], address, number))[0]
 
     def finish(self, out: Box, target: TensorBox, role: str, number: int) -> None:
-        """Store a finished piece, unless its tensor stays in SRAM."""
+        """Add a finished piece to early statistics, store it unless its tensor stays in SRAM."""
+        self.add_sums(out, self.tile(number))
         if not self.low.is_resident(target.tensor):
             self.low.store(out, target, self.index, role, segment=self.segment, tile=self.tile(number))
+
+    def add_sums(self, piece: Box, tile: int) -> None:
+        """Add a finished piece to the sums of the norms that have them taken where their input is made. The first begins with zeros."""
+        low = self.low
+        for share in low.shares.get(self.layer.output, ()):
+            if share.tensor not in low.homes:
+                low.open_output(share.tensor)
+                zeros = each_sum(low.shape(share.tensor), low.homes[share.tensor])
+                self._sum([], zeros, 2 * len(zeros), tile, flags=FLAG_FIRST)
+            sums = share.box(piece, low.homes[share.tensor])
+            self._sum([(0, piece), (8, sums)], [sums], prod(piece.shape), tile)
+
+    def _sum(
+        self, reads: Sequence[tuple[int, Box]], sums: Sequence[Box], elements: int, tile: int, *, flags: int = 0
+    ) -> None:  # fmt: skip
+        self.low.builder.command(
+            VECTOR, self.low.vector_gang(), layer=self.index, role=ROLE["norm_stats"], segment=self.segment, tile=tile,
+            function="group_norm_stats", reads=reads, writes=[(8, b) for b in sums], extents=(1, elements, 1, 1), flags=flags,
+        )  # fmt: skip
 
 
 def aligned(size: int, alignment: int) -> int:

@@ -8,6 +8,7 @@ if each unit had been lowered (`tests/core/test_fragments.py`).
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -320,11 +321,11 @@ def repeat(low: Lowering, unit: Signature, fragment: Fragment, segment: int) -> 
     rows = _absolute(low, unit, fragment, first, segment)
     builder.kinds.extend(fragment.kinds)
     deps = [[d + first for d in own] for own in fragment.deps]
-    _meet(low, fragment, homes, starts, (first, rows, deps))
-    builder.deps.extend(deps)
+    pending = _meet(low, fragment, homes, starts, (first, rows, deps))
+    builder.deps.extend(array("i", d) for d in deps)
     builder.rows.extend(rows)
     builder.accesses.extend(_absolute_accesses(fragment, first, base, homes))
-    _leave(low, unit, fragment, first, base, starts)
+    _leave(low, unit, fragment, (first, base), starts, pending)
 
 
 #: Buffers that others have taken the place of.
@@ -365,8 +366,12 @@ def _meet(
     homes: Sequence[int],
     starts: Sequence[int],
     out: tuple[int, Ints, list[list[int]]],
-) -> None:
-    """Look up what the fragment's commands wait for outside of it, and what they take over from others."""
+) -> dict[int, set[int]]:
+    """Look up what the fragment's commands wait for outside of it, and what they take over from others.
+
+    Returns:
+        What each buffer waits for that takes over places of others.
+    """
     builder, (first, rows, deps) = low.builder, out
     pending: dict[int, set[int]] = {}
     count = len(fragment)
@@ -388,18 +393,21 @@ def _meet(
         if found:
             deps[contact.command] = sorted(found.union(deps[contact.command]))
         rows[contact.command, _COLUMN["flags"]] |= flags
+    return pending
 
 
 def _leave(
-    low: Lowering, unit: Signature, fragment: Fragment, first: int, base: int, starts: Sequence[int]
-) -> None:
+    low: Lowering, unit: Signature, fragment: Fragment, since: tuple[int, int], starts: Sequence[int],
+    pending: Mapping[int, set[int]],
+) -> None:  # fmt: skip
     """Leave the SRAM as the fragment's lowering would."""
-    builder = low.builder
+    builder, (first, base) = low.builder, since
     for region, start, end, buffer in fragment.final:
         builder.occupants[starts[region] + start, starts[region] + end] = base + buffer
     for buffer, records in fragment.records.items():
         builder.states[base + buffer] = State(
-            records=[Record(a, b, w + first, [i + first for i in readers]) for a, b, w, readers in records]
+            records=[Record(a, b, w + first, [i + first for i in readers]) for a, b, w, readers in records],
+            pending=tuple(sorted(pending.get(buffer, ()))),
         )
     for tensor, buffer in fragment.opened:
         low.homes[unit.tensors[tensor]] = base + buffer

@@ -20,7 +20,7 @@ from npusim.lower.slots import (
     operand_slots,
     weight_bytes,
 )
-from npusim.lower.vector import emit_normalization, emit_rows, emit_statistics
+from npusim.lower.vector import early_statistics, emit_normalization, emit_rows, emit_statistics
 from npusim.ops import OPS
 from npusim.plan import SegmentPlan, Slots
 
@@ -139,10 +139,12 @@ class _ChainFeed(Feed):
         return band
 
     def close(self, band: Band) -> None:
-        """End a tile: store it if somebody outside reads it."""
-        if self.member.stored and not self.low.is_resident(self.layer.output):
+        """End a tile: add it to early statistics, store it if somebody outside reads it."""
+        resident = self.low.is_resident(self.layer.output)
+        place = self.low.home(self._whole(band)) if resident else self._tiles[self.number][1]
+        self.add_sums(place, self.number)
+        if self.member.stored and not resident:
             role = roles_of(self.low.graph, self.layer).store
-            place = self._tiles[self.number][1]
             self.low.store(place, self._whole(band), self.index, role, segment=self.segment, tile=self.number)
 
     def _whole(self, band: Band) -> TensorBox:
@@ -174,7 +176,10 @@ def lower_chain(low: Lowering, segment: SegmentPlan, index: int) -> None:
 
 
 def _statistics(feed: _ChainFeed, member: Member, image: int) -> Box:
-    """GroupNorm's first pass, from the last tile to the first: then the first are still in SRAM."""
+    """Sums that were taken early, or GroupNorm's first pass, from the last tile to the first: then the first are still in SRAM."""
+    early = early_statistics(feed, image)
+    if early is not None:
+        return early
     heads = feed.low.graph.tensors[member.layer.output].shape[1]
     cut = [Band(image, 0, heads, *rows) for rows in reversed(member.rows) if rows[0] < rows[1]]
     return emit_statistics(feed, cut)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from npusim.graph import Graph, Layer
 from npusim.lower.context import Lowering
+from npusim.lower.statistics import statistics_tensor
 from npusim.plan import SegmentPlan, Slots
 
 
@@ -29,7 +30,7 @@ class Signature:
 
 def signature(low: Lowering, layers: Sequence[Layer], segment: SegmentPlan | None) -> Signature | None:
     """The signature of a unit; None if its places overlap, which only a plan that was tampered with has."""
-    tensors = tuple(dict.fromkeys(t for x in layers for t in (*x.reads(), x.output)))
+    tensors = tuple(dict.fromkeys(t for x in layers for t in (*x.reads(), x.output, *_statistics(low, x))))
     slots = list(segment.slots) if segment is not None else []
     slots += [s for x in layers for s in low.layer_plans[x.name].slots]
     ranges = [(a, a + s.slot_bytes) for s in slots for a in s.addresses]
@@ -53,6 +54,13 @@ def signature(low: Lowering, layers: Sequence[Layer], segment: SegmentPlan | Non
     return Signature(key, tuple(x.name for x in layers), tensors, tuple(number))
 
 
+def _statistics(low: Lowering, layer: Layer) -> Iterator[str]:
+    """Sums that are taken early and that a layer adds to, or reads."""
+    yield from (s.tensor for s in low.shares.get(layer.output, ()))
+    if low.layer_plans[layer.name].early_statistics:
+        yield statistics_tensor(layer.name)
+
+
 def _segment_key(segment: SegmentPlan | None) -> object:
     if segment is None:
         return None
@@ -74,7 +82,8 @@ def _layer_key(low: Lowering, layer: Layer, index: Mapping[str, int]) -> object:
         tuple((e.function, e.operand, e.value, e.parameters) for e in layer.epilogue),
         tuple((o.role, *((index[p.tensor], p.start, p.size) for p in o.parts)) for o in layer.operands),
         index[layer.output], layer.output in low.read_outside(plan.segment, layer),
-        plan.precision, tuple(plan.engines.items()), _slots_key(plan.slots),
+        plan.precision, tuple(plan.engines.items()), _slots_key(plan.slots), plan.early_statistics,
+        tuple((index[s.tensor], s.first, s.width, s.tensor in low.homes) for s in low.shares.get(layer.output, ())),
         (pieces.rows, pieces.cols, pieces.order, pieces.depth) if pieces is not None else None,
     )  # fmt: skip
 
@@ -82,7 +91,7 @@ def _layer_key(low: Lowering, layer: Layer, index: Mapping[str, int]) -> object:
 def _tensor_key(low: Lowering, name: str, index: Mapping[str, int]) -> object:
     plan = low.tensor_plans[name]
     before = index.get(plan.in_place_of, -1) if plan.in_place_of else None
-    shape = low.graph.tensors[name].shape
+    shape = low.shape(name)
     return shape, plan.home, plan.block, plan.padded, plan.element_bytes, plan.size_bytes, before
 
 

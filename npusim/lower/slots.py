@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from npusim.dtypes import ELEMENT_BYTES
@@ -21,6 +22,7 @@ from npusim.lower.geometry import (
     widest_bands,
 )
 from npusim.lower.sources import source_boxes
+from npusim.lower.statistics import STATS_BYTES, statistics_shape, statistics_tensor
 from npusim.ops import OPS
 from npusim.plan import Pieces
 from npusim.precisions import Precisions, tensor_dtypes
@@ -45,7 +47,7 @@ class Storage:
     """How tensors are stored, as far as sizes go.
 
     Attributes:
-        resident: tensors that live in SRAM between layers (they need no slot).
+        resident: tensors that live in SRAM between layers (they need no slot), early statistics among them.
         layout: tensor name -> layout.
         element_bytes: tensor name -> bytes per element.
         alignment: bytes.
@@ -277,8 +279,10 @@ def _source_bytes(storage: Storage, layer: Layer, index: int, band: Band, rows: 
 
 
 def norm_statistics_bytes(storage: Storage, layer: Layer) -> int:
-    """Aligned bytes of the sums of one image."""
-    return aligned(int(layer.attributes["groups"]) * 2 * STATS_BYTES, storage.alignment)
+    """Aligned bytes of the sums of one image; none where they are taken early and have a home."""
+    if statistics_tensor(layer.name) in storage.resident:
+        return 0
+    return aligned(prod(statistics_shape(storage.graph, layer)[1:]) * STATS_BYTES, storage.alignment)
 
 
 def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec]:
@@ -301,5 +305,3 @@ def _norm_slots(storage: Storage, layer: Layer, pieces: Pieces) -> list[SlotSpec
 
 #: Row numbers of tables are 32-bit integers.
 INDEX_BYTES = 4
-#: Sum and sum of squares of a group, in 64 bits: exact for integers, so that the cut does not change the result.
-STATS_BYTES = 8

@@ -11,8 +11,9 @@ from npusim.lower.context import Feed, Lowering
 from npusim.lower.epilogue import apply_epilogue
 from npusim.lower.geometry import Band, TensorBox, bands, operand_boxes
 from npusim.lower.roles import Roles, roles_of
-from npusim.lower.slots import STATS_BYTES, constant_operands, piece_operands
+from npusim.lower.slots import constant_operands, piece_operands
 from npusim.lower.sources import source_boxes
+from npusim.lower.statistics import STATS_BYTES, statistics_shape, statistics_tensor
 from npusim.program import FLAG_FIRST, FLAG_LAST, LOAD, ROLE, VECTOR
 
 
@@ -111,7 +112,10 @@ def _target(low: Lowering, layer: Layer, band: Band) -> TensorBox:
 
 
 def lower_group_norm(low: Lowering, layer: Layer) -> None:
-    """Statistics over all bands of an image, then the normalization, in reverse: the last bands are still in SRAM."""
+    """Statistics over all bands of an image, then the normalization, in reverse: the last bands are still in SRAM.
+
+    Sums that were taken early leave the normalization alone, in order.
+    """
     planned = low.layer_plans[layer.name]
     assert planned.pieces is not None
     feed = Feed(low, layer, planned.slots)
@@ -119,8 +123,12 @@ def lower_group_norm(low: Lowering, layer: Layer) -> None:
     shape = low.graph.tensors[layer.output].shape
     for image in range(shape[0]):
         cut = [b for b in bands(shape, planned.pieces.rows) if b.b == image]
-        stats = emit_statistics(feed, cut)
-        for number, band in reversed(list(enumerate(cut))):
+        stats = early_statistics(feed, image)
+        order = list(enumerate(cut))
+        if stats is None:
+            stats = emit_statistics(feed, cut)
+            order.reverse()
+        for number, band in order:
             emit_normalization(feed, stats, band, image * len(cut) + number)
 
 
@@ -141,15 +149,24 @@ def emit_normalization(feed: Feed, stats: Box, band: Band, number: int) -> None:
     feed.finish(out, target, roles.store, number)
 
 
+def early_statistics(feed: Feed, image: int) -> Box | None:
+    """The sums of one image, if the layers that make the norm's input took them."""
+    low, layer = feed.low, feed.layer
+    if not low.layer_plans[layer.name].early_statistics:
+        return None
+    home = low.homes[statistics_tensor(layer.name)]
+    return Box(home, (image, 0, 0, 0), (1, *statistics_shape(low.graph, layer)[1:]))
+
+
 def emit_statistics(feed: Feed, cut: Sequence[Band]) -> Box:
     """The first pass of GroupNorm: sums over all bands of one image, in the order given."""
     low, layer = feed.low, feed.layer
     roles = roles_of(low.graph, layer)
     _parameters(feed)
-    groups = int(layer.attributes["groups"])
-    images, _, _, cols = low.graph.tensors[layer.output].shape
-    tensor = low.internal_tensor(f"{layer.name}:stats", (images, 1, groups, 2), STATS_BYTES)
-    offset, shape = (cut[0].b, 0, 0, 0), (1, 1, groups, 2)
+    cols = low.graph.tensors[layer.output].shape[3]
+    every = statistics_shape(low.graph, layer)
+    tensor = low.internal_tensor(statistics_tensor(layer.name), every, STATS_BYTES)
+    offset, shape = (cut[0].b, 0, 0, 0), (1, *every[1:])
     slot = feed.rings["stats"].slots
     buffer = low.builder.sram_buffer(tensor, slot.addresses[0], slot.slot_bytes, offset, shape)
     stats = Box(buffer, offset, shape)

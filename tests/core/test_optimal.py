@@ -1,7 +1,7 @@
 """The search against every plan there is, on networks so small that all of them can be simulated.
 
 The enumerator knows the decision space (docs/decision-space.md) but nothing of how the search goes through it: every set of chains,
-every set of resident tensors, every cut and tiling is simulated.
+every set of resident tensors (early statistics are such), every cut and tiling is simulated.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def simulated(
 
 def optimum(instance: Instance) -> tuple[int | None, int]:
     """Least makespan of all plans (None if none fits), and how many there are (not counted over MOST_PLANS)."""
-    problem = make_problem(instance.graph, instance.npu, "w8a16", instance.policy, shared=True)
+    problem = make_problem(
+        instance.graph, instance.npu, "w8a16", instance.policy, shared=True, sums_early=True
+    )
     every = list(islice(plans(problem), MOST_PLANS + 1))
     if len(every) > MOST_PLANS:
         return None, len(every)

@@ -124,6 +124,29 @@ def group_norm_skip(path: Path) -> Path:
     return net.save(path, net("Add", out, net("Conv", joined, net.weight(8, 20, 1, 1), net.weight(8))))
 
 
+def early_statistics(path: Path) -> Path:
+    """Norms whose inputs other layers make: one part, two parts whose border cuts a group, and one with an epilogue."""
+    net = Net()
+
+    def norm(x: str, groups: int, cols: int) -> str:
+        apart = net("Reshape", x, net.constant(np.asarray([2, groups, -1])))
+        ones, zeros = (net.constant(np.full(groups, v, np.float32)) for v in (1, 0))
+        normed = net("InstanceNormalization", apart, ones, zeros, epsilon=1e-5)
+        back = net("Reshape", normed, net.constant(np.asarray([2, cols, 6, 7])))
+        scaled = net("Add", net("Mul", back, net.weight(cols, 1, 1)), net.weight(cols, 1, 1))
+        return str(net("Mul", scaled, net("Sigmoid", scaled)))
+
+    def conv(x: str, cols: int, outputs: int) -> str:
+        weight, bias = net.weight(outputs, cols, 3, 3), net.weight(outputs)
+        return str(net("Conv", x, weight, bias, pads=[1, 1, 1, 1]))
+
+    a = conv(net.input("x", 2, 8, 6, 7), 8, 14)
+    b = conv(norm(a, 7, 14), 14, 6)
+    c = conv(norm(net("Concat", b, a, axis=1), 5, 20), 20, 6)
+    d = net("Add", c, b)
+    return net.save(path, conv(norm(d, 2, 6), 6, 4), d)
+
+
 def geglu(path: Path) -> Path:
     net = Net()
     x = net.input("x", 1, 15, 12)
@@ -225,8 +248,8 @@ def grouped(path: Path) -> Path:
 NETWORKS: Mapping[str, Callable[[Path], Path]] = {
     f.__name__: f
     for f in (
-        conv_silu_conv, self_attention, self_attention_batch2, cross_attention, group_norm_skip, geglu, geglu_tanh,
-        adaptive_norm, resize_pool, rearranged, embedding, grouped,
+        conv_silu_conv, self_attention, self_attention_batch2, cross_attention, group_norm_skip, early_statistics, geglu,
+        geglu_tanh, adaptive_norm, resize_pool, rearranged, embedding, grouped,
     )
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ TIGHT = {
     "self_attention": 3072,
     "self_attention_batch2": 3072,
     "group_norm_skip": 6144,
+    "early_statistics": 6144,
     "grouped": 4096,
     "conv_silu_conv": 6144,
 }
