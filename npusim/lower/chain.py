@@ -10,12 +10,12 @@ in-order queues overlap although the tiles of one member follow one another.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from npusim.graph import Graph, Layer
-from npusim.lower.geometry import input_rows, row_unit
+from npusim.lower.geometry import row_unit, rows_reader
 from npusim.ops import OPS
 
 Rows = tuple[int, int]
@@ -42,6 +42,12 @@ class Member:
     def tallest(self) -> Rows:
         """The rows of the tile in which most are made."""
         return max(self.rows, key=lambda r: r[1] - r[0])
+
+    @cached_property
+    def most_read(self) -> Rows:
+        """The rows of the first operand that are read for the tile that reads most."""
+        need = rows_reader(self.layer)
+        return max({need(*r) for r in self.rows if r[0] < r[1]}, key=lambda r: (r[1] - r[0], r))
 
     @cached_property
     def heights(self) -> Mapping[int, int]:
@@ -118,9 +124,9 @@ def chain_of(
     return Chain(found, tiles, graph.tensors[layers[-1].output].shape[0])
 
 
-def needed_rows(layer: Layer, operand: int, low: int, high: int) -> Rows:
+def _needed(layer: Layer, operand: int) -> Callable[[int, int], Rows]:
     """Rows of an operand that output rows `[low, high)` read."""
-    return input_rows(layer, low, high) if operand == 0 else (low, high)
+    return rows_reader(layer) if operand == 0 else (lambda low, high: (low, high))
 
 
 def _readers(graph: Graph, layers: Sequence[Layer]) -> dict[str, list[tuple[Layer, int]]]:
@@ -161,13 +167,10 @@ def _rows_made(
     for layer in reversed(layers):
         total, unit = graph.tensors[layer.output].shape[2], row_unit(layer)
         cut, done = [], 0
+        reading = [(made[c.name], _needed(c, n)) for c, n in readers[layer.name]]
         for tile in range(tiles):
-            wanted = [
-                needed_rows(c, n, *made[c.name][tile])[1]
-                for c, n in readers[layer.name]
-                if _any(made[c.name][tile])
-            ]
-            if not readers[layer.name]:
+            wanted = [need(*theirs[tile])[1] for theirs, need in reading if theirs[tile][0] < theirs[tile][1]]
+            if not reading:
                 wanted = [-(-min(last, rows * (tile + 1)) * total // last)]
             if tile == tiles - 1:
                 wanted.append(total)  # rows that nobody reads too: the network asks for them
@@ -176,10 +179,6 @@ def _rows_made(
             done = high
         made[layer.name] = tuple(cut)
     return made
-
-
-def _any(rows: Rows) -> bool:
-    return rows[0] < rows[1]
 
 
 def _stages(layers: Sequence[Layer], inside: Mapping[str, Layer], depth: int) -> dict[str, int]:
@@ -205,10 +204,11 @@ def _places(
     most = 1
     for reader, number in readers:
         behind = stages[reader.name] - stages[layer.name]
+        need = _needed(reader, number)
         oldest = 0
         for tile, (low, high) in enumerate(made[reader.name]):
             if low < high:
-                first = needed_rows(reader, number, low, high)[0]
+                first = need(low, high)[0]
                 while own[oldest][1] <= first:
                     oldest += 1
                 most = max(most, tile + behind - oldest + 1)

@@ -73,20 +73,38 @@ def widest_bands(out: Shape4, rows: int) -> list[Band]:
 
 def input_rows(layer: Layer, r0: int, r1: int) -> tuple[int, int]:
     """Input rows that output rows `[r0, r1)` need: the same, or a band with halo for spatial layers."""
+    return rows_reader(layer)(r0, r1)
+
+
+def rows_reader(layer: Layer) -> Callable[[int, int], tuple[int, int]]:
+    """`input_rows` of one layer, for many bands."""
     if "out_hw" not in layer.attributes:
-        return r0, r1
+        return lambda r0, r1: (r0, r1)
     in_h, in_w = (int(v) for v in layer.attributes["in_hw"])
     out_w = int(layer.attributes["out_hw"][1])
-    first, last = r0 // out_w, -(-r1 // out_w) - 1
-    if layer.op == "resize":
-        taps = resize_taps(layer.attributes, 0)[0][first : last + 1]
-        low, high = int(taps.min()), int(taps.max()) + 1
-    else:
-        stride = int(layer.attributes["stride"][0])
-        reach = (int(layer.attributes["kernel"][0]) - 1) * int(layer.attributes.get("dilation", (1, 1))[0])
-        top = int(layer.attributes["pads"][0])
-        low, high = first * stride - top, last * stride - top + reach + 1
-    return min(max(0, low), in_h - 1) * in_w, min(in_h, max(high, 1)) * in_w
+    lines = _resize_lines(layer) if layer.op == "resize" else _window_lines(layer)
+
+    def read(r0: int, r1: int) -> tuple[int, int]:
+        low, high = lines(r0 // out_w, -(-r1 // out_w) - 1)
+        return min(max(0, low), in_h - 1) * in_w, min(in_h, max(high, 1)) * in_w
+
+    return read
+
+
+def _resize_lines(layer: Layer) -> Callable[[int, int], tuple[int, int]]:
+    taps = resize_taps(layer.attributes, 0)[0]
+
+    def lines(first: int, last: int) -> tuple[int, int]:
+        chosen = taps[first : last + 1]
+        return int(chosen.min()), int(chosen.max()) + 1
+
+    return lines
+
+
+def _window_lines(layer: Layer) -> Callable[[int, int], tuple[int, int]]:
+    stride, top = int(layer.attributes["stride"][0]), int(layer.attributes["pads"][0])
+    reach = (int(layer.attributes["kernel"][0]) - 1) * int(layer.attributes.get("dilation", (1, 1))[0])
+    return lambda first, last: (first * stride - top, last * stride - top + reach + 1)
 
 
 def resize_taps(

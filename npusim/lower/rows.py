@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from npusim.graph import Layer
 from npusim.lower.builder import Box
-from npusim.lower.chain import Chain, Member, chain_of, needed_rows
+from npusim.lower.chain import Chain, Member, chain_of
 from npusim.lower.context import Feed, Lowering
 from npusim.lower.geometry import Band, TensorBox
 from npusim.lower.product import blocks_of, emit_product, heads_piece, weight_piece
@@ -67,11 +67,8 @@ def _member_slots(
 
 def _bands(layer: Layer, member: Member, heads: int) -> dict[int, list[Band]]:
     """Operand number -> bands among which the largest that a tile reads is: any of spatial operands, the tallest tile's of others."""
-    tiles = [r for r in member.rows if r[0] < r[1]] if "in_hw" in layer.attributes else [member.tallest]
-    spans = {0: {needed_rows(layer, 0, *r) for r in tiles}}
-    largest = max(spans[0], key=lambda r: r[1] - r[0])
     found = {n: [Band(0, 0, heads, *member.tallest)] for n in range(1, len(layer.operands))}
-    return {0: [Band(0, 0, heads, *largest)], **found}
+    return {0: [Band(0, 0, heads, *member.most_read)], **found}
 
 
 class _ChainFeed(Feed):
