@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import heapq
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -52,49 +52,58 @@ def only_results(program: Program) -> Lists:
     ]
 
 
+def upward_ranks(time: Sequence[int], after: Lists) -> list[int]:
+    """Longest way from the start of each command to the end."""
+    rank = [0] * len(time)
+    for command in range(len(time) - 1, -1, -1):
+        rank[command] = time[command] + max((rank[a] for a in after[command]), default=0)
+    return rank
+
+
 def listed(program: Program, work: Work) -> Sequence[int]:
     """The commands in the order in which list scheduling by upward rank (HEFT) starts them.
 
     Whenever an engine is free it takes, of the commands that are ready, the one with the longest way to the end. Transfers have the DRAM
     one after the other, their set-up times overlap.
     """
-    deps, count = dependencies(program), len(program)
-    after: Lists = [[] for _ in range(count)]
+    deps = dependencies(program)
+    after: Lists = [[] for _ in deps]
     for command, waits in enumerate(deps):
         for d in waits:
             after[d].append(command)
     time, setup = work.alone_ps.tolist(), np.where(work.moved, work.fixed_ps, 0).tolist()
-    rank = [0] * count
-    for command in range(count - 1, -1, -1):
-        rank[command] = time[command] + max((rank[a] for a in after[command]), default=0)
-    lanes, gang = program.gang_lanes(), program.commands.gang.tolist()
-    free, bus = [0] * len(program.lanes), 0
-    missing, ready = [len(d) for d in deps], [[] for _ in program.gangs]  # type: list[int], list[list[tuple[int, int]]]
-    for command in range(count):
-        if not missing[command]:
-            heapq.heappush(ready[gang[command]], (-rank[command], command))
+    rank, lanes, gang = upward_ranks(time, after), program.gang_lanes(), program.commands.gang.tolist()
+    missing = [len(d) for d in deps]
+    ready: list[list[tuple[int, int]]] = [[] for _ in program.gangs]
+
+    def release(commands: Iterable[int]) -> None:
+        for c in commands:
+            if not missing[c]:
+                heapq.heappush(ready[gang[c]], (-rank[c], c))
+
+    release(range(len(deps)))
+    free, bus, now = [0] * len(program.lanes), 0, 0
     running: list[tuple[int, int]] = []
     order: list[int] = []
-    now = 0
-    while len(order) < count:
-        open_gangs = [g for g, heap in enumerate(ready) if heap and all(free[x] <= now for x in lanes[g])]
-        if open_gangs:
-            chosen = min(open_gangs, key=lambda g: ready[g][0])
-            _, command = heapq.heappop(ready[chosen])
-            order.append(command)
-            end = now + time[command]
-            if setup[command]:
-                end = bus = max(bus, now + setup[command]) + time[command] - setup[command]
-            for lane in lanes[chosen]:
-                free[lane] = end
-            heapq.heappush(running, (end, command))
+    while len(order) < len(deps):
+        able = [g for g, heap in enumerate(ready) if heap and all(free[x] <= now for x in lanes[g])]
+        if not able:
+            now = running[0][0]
+            while running and running[0][0] <= now:
+                ended = after[heapq.heappop(running)[1]]
+                for a in ended:
+                    missing[a] -= 1
+                release(ended)
             continue
-        now = running[0][0]
-        while running and running[0][0] <= now:
-            for a in after[heapq.heappop(running)[1]]:
-                missing[a] -= 1
-                if not missing[a]:
-                    heapq.heappush(ready[gang[a]], (-rank[a], a))
+        chosen = min(able, key=lambda g: ready[g][0])
+        command = heapq.heappop(ready[chosen])[1]
+        order.append(command)
+        end = now + time[command]
+        if setup[command]:
+            end = bus = max(bus, now + setup[command]) + time[command] - setup[command]
+        for lane in lanes[chosen]:
+            free[lane] = end
+        heapq.heappush(running, (end, command))
     return order
 
 
