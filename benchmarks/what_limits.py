@@ -1,6 +1,7 @@
 """What holds a plan back: the same commands simulated with one cost or rule taken away. `python benchmarks/what_limits.py bk-sdm-tiny`.
 
-Not plans: nobody can build an NPU whose hand-over is free. Each line says how much of the gap to the bound that cost is.
+Not plans: nobody can build an NPU whose hand-over is free. Each line says how much of the gap to the bound that cost is. Below: the bytes
+that cross the DRAM bus between layers, by who makes and who reads them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from npusim.api import load_graph
 from npusim.cost import Work
 from npusim.hardware import load_npu
-from npusim.program import READ, STORE, Ints, Program
+from npusim.layout import box_bytes_and_runs
+from npusim.program import DRAM, READ, STORE, Ints, Program
 from npusim.scheduler.problem import Infeasible
 from npusim.scheduler.search import Found, Request, search_plan
 from npusim.simulate import simulate
@@ -162,6 +164,30 @@ def figures(found: Found) -> dict[str, float]:
     }
 
 
+def spilled(found: Found) -> dict[str, tuple[int, int]]:
+    """What crosses the DRAM bus between layers, by who makes and who reads it: (tensors, bytes read and written)."""
+    graph, program = found.planned.problem.graph, found.planned.program
+    made = {x.output: x.op for x in graph.layers}
+    readers: dict[str, set[str]] = {}
+    for layer in graph.layers:
+        for name in layer.reads():
+            readers.setdefault(name, set()).add(layer.op)
+    table, buffers, tensors = program.accesses, program.buffers, program.tensors
+    chosen = buffers.space[table.buffer] == DRAM
+    tensor = buffers.tensor[table.buffer[chosen]]
+    size, _ = box_bytes_and_runs(
+        tensors.shape[tensor], table.shape[chosen], tensors.layout[tensor], tensors.element_bytes[tensor]
+    )
+    total = np.bincount(tensor, weights=size, minlength=len(tensors.name))
+    groups: dict[str, tuple[int, int]] = {}
+    for number, name in enumerate(tensors.name):
+        if tensors.kind[number] == "intermediate" and total[number]:
+            group = f"{made.get(name, 'internal')} > {', '.join(sorted(readers.get(name, ())))}"
+            count, moved = groups.get(group, (0, 0))
+            groups[group] = count + 1, moved + int(total[number])
+    return dict(sorted(groups.items(), key=lambda g: -g[1][1]))
+
+
 if __name__ == "__main__":
     model = sys.argv[1] if len(sys.argv) > 1 else "bk-sdm-tiny"
     answer = search_plan(load_graph(model), load_npu("exynos2400"), Request())
@@ -169,3 +195,8 @@ if __name__ == "__main__":
         raise SystemExit(answer.sentence())
     for label, latency in figures(answer).items():
         print(f"{label:34} {latency:8.2f} ms")
+    print(
+        f"\nDRAM bytes: {answer.work.dram_bytes.sum() / 1e6:.1f} MB, at least {answer.bounds.dram_bytes / 1e6:.1f}; between layers:"
+    )
+    for label, (count, moved) in spilled(answer).items():
+        print(f"{label:44} {count:4} tensors {moved / 1e6:8.1f} MB")
