@@ -24,7 +24,7 @@ from npusim.calibrate import (
 from npusim.deployment import open_deployment, quantize_directory, run_directory
 from npusim.errors import BadInputError, ModelError, PlanError
 from npusim.execute.run import execute
-from npusim.plan import load_plan
+from npusim.plan import PLAN_SCHEMA, load_plan
 from npusim.scales import load_scales, save_scales
 from npusim.scheduler.problem import Infeasible
 from npusim.weights import open_weights
@@ -127,7 +127,9 @@ def test_a_newer_plan_and_a_missing_plan_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read"):
         open_deployment(tmp_path / "nowhere", model)
     text = (run / "plan.json").read_text()
-    (run / "plan.json").write_text(text.replace('"schema_version": 1', '"schema_version": 99', 1))
+    (run / "plan.json").write_text(
+        text.replace(f'"schema_version": {PLAN_SCHEMA}', '"schema_version": 99', 1)
+    )
     with pytest.raises(PlanError, match="schema version 99"):
         open_deployment(run, model)
 
