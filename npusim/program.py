@@ -166,7 +166,7 @@ class Program:
         digest = hashlib.sha256()
         for table in (self.buffers, self.commands, self.accesses):
             for column in fields(table):
-                digest.update(np.ascontiguousarray(getattr(table, column.name)).tobytes())
+                digest.update(np.ascontiguousarray(getattr(table, column.name), dtype=np.int64).tobytes())
         digest.update(
             self.tensors.shape.tobytes()
             + self.tensors.element_bytes.tobytes()

@@ -43,6 +43,9 @@ class Kind(Protocol):
     def predict(self, problem: Problem, segment: Segment, tile: Tile, resident: frozenset[str]) -> Option:
         """Closed-form cost of a tiling."""
 
+    def group(self, tile: Tile) -> object:
+        """What closed forms compare less well: of each group the best is simulated."""
+
     def slots(self, problem: Problem, segment: Segment, tile: Tile, resident: frozenset[str]) -> Owned:
         """SRAM slots by owner."""
 
@@ -83,6 +86,11 @@ class Attention:
         """See `Kind`."""
         assert isinstance(tile, Tiling)
         return tiles.predicted(problem, tiles.layers_of(problem.graph, segment), tile, resident)
+
+    def group(self, tile: Tile) -> object:
+        """All keys together; blocks of keys, by tiles in flight."""
+        assert isinstance(tile, Tiling)
+        return tile.depth if tile.keys else 0
 
     def slots(self, problem: Problem, segment: Segment, tile: Tile, resident: frozenset[str]) -> Owned:
         """See `Kind`."""
@@ -142,6 +150,10 @@ class RowChain:
         """See `Kind`."""
         assert isinstance(tile, RowTiling)
         return chains.predicted(problem, segment.layers, tile, resident)
+
+    def group(self, tile: Tile) -> object:
+        """One group."""
+        return None
 
     def slots(self, problem: Problem, segment: Segment, tile: Tile, resident: frozenset[str]) -> Owned:
         """See `Kind`."""

@@ -49,6 +49,15 @@ def make_problem(
     )  # fmt: skip
 
 
+def without(problem: Problem, **means: bool) -> Problem:
+    """The same network with some means (`shared`, `sums_early`) switched; nothing that was remembered of it is kept."""
+    chosen = {"shared": problem.shared, "sums_early": problem.sums_early, **means}
+    found = make_problem(
+        problem.graph, problem.npu, problem.precision, problem.policy, problem.precisions, **chosen
+    )
+    return replace(found, apart=problem.apart)
+
+
 #: Given a segment, its resident tensors, the bytes it may use and the option chosen in closed form: a better one, or the same.
 Refine = Callable[[Problem, Segment, frozenset[str], int, Option], Option]
 

@@ -43,6 +43,7 @@ class Problem:
         layouts: layout of each tensor that is not plain.
         units: product layer -> the tensor engines that share it.
         shared: whether tensor engines of two kinds may share a product.
+        apart: attention segments that are not joined though they could be.
         chains: layers that run joined, when the last of them is due.
         sums_early: whether the sums of norms may be taken where their input is made: then they are tensors that may stay in SRAM.
         whole: the network that this is a part of, if it is one.
@@ -61,6 +62,7 @@ class Problem:
     shared: bool = False
     chains: tuple[tuple[str, ...], ...] = ()
     sums_early: bool = False
+    apart: frozenset[str] = frozenset()
     whole: Problem | None = None
     held: frozenset[str] = frozenset()
     memo: dict[object, object] = field(default_factory=dict, compare=False, repr=False)

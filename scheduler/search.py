@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 from npusim.cost import Work
 from npusim.graph import Graph
@@ -13,9 +13,9 @@ from npusim.hardware import Npu
 from npusim.scheduler.bounds import Bounds, lower_bounds
 from npusim.scheduler.chains import chain_key
 from npusim.scheduler.isolate import Measured, measure
-from npusim.scheduler.kinds import KINDS, paper_rule, predicted
+from npusim.scheduler.kinds import KINDS, Tile, paper_rule, predicted
 from npusim.scheduler.pieces import Option
-from npusim.scheduler.planner import Planned, lowered, make_problem, plan_graph, resident_bytes
+from npusim.scheduler.planner import Planned, lowered, make_problem, plan_graph, resident_bytes, without
 from npusim.scheduler.polish import moves, neighbours, pairs
 from npusim.scheduler.problem import Infeasible, Problem
 from npusim.scheduler.request import Request, check_request
@@ -23,6 +23,7 @@ from npusim.scheduler.tiles import Segment
 from npusim.scheduler.units import (
     attention_segments,
     chain_segments,
+    crowded_segments,
     other_chains,
     predicted_share,
     propose_chains,
@@ -84,8 +85,9 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
 
     `auto` has row chains proposed in closed form and keeps those that, simulated on their own, are faster than their layers apart. It
     chooses what stays in SRAM in closed form, then simulates the tilings of each segment in the space that is left, with the boundary
-    state it has there. It also simulates the plan of the paper's rule. The fastest wins; ties go to fewer DRAM bytes, then to fewer
-    tiles.
+    state it has there. It also simulates the plan of the paper's rule for tiles; of small networks also plans that do without one of the
+    planner's means each (`_Search._plainer`), since closed forms choose these. The fastest wins; ties go to fewer DRAM bytes, then to
+    fewer tiles.
     """
     check_request(npu, request)
     auto = request.tiles == "auto"
@@ -102,13 +104,13 @@ def search_plan(graph: Graph, npu: Npu, request: Request) -> Found | Infeasible:
     if best is None:
         return search.failures[0]
     plan = best.planned.plan
-    options = plan.options.model_copy(update={"tiles": request.tiles})
+    options = plan.options.model_copy(update={"tiles": request.tiles, "segments": request.segments})
     return Found(
         planned=replace(best.planned, plan=plan.model_copy(update={"options": options})),
         work=best.work,
         trace=best.trace,
         bounds=lower_bounds(problem),
-        curves=_curves(search.tuner, best.planned),
+        curves=_curves(search.tuner(best.planned.problem), best.planned),
     )
 
 
@@ -118,12 +120,16 @@ class _Search:
 
     problem: Problem
     request: Request
-    tuner: _Tuner = field(default_factory=lambda: _Tuner())
+    tuners: dict[tuple[bool, bool], _Tuner] = field(default_factory=dict)
     best: _Candidate | None = None
-    tried: set[tuple[tuple[str, ...], ...]] = field(default_factory=set)
-    starts: dict[tuple[tuple[str, ...], ...], _Candidate] = field(default_factory=dict)
+    tried: set[object] = field(default_factory=set)
+    starts: dict[object, _Candidate] = field(default_factory=dict)
     spent: int = 0
     failures: list[Infeasible] = field(default_factory=list)
+
+    def tuner(self, problem: Problem) -> _Tuner:
+        """What was simulated of this problem's segments."""
+        return self.tuners.setdefault(_means(problem), _Tuner())
 
     def proposed(self) -> list[tuple[str, ...]]:
         """Row chains as the closed form proposes them, if the request allows any."""
@@ -132,15 +138,23 @@ class _Search:
         attention, _ = attention_segments(self.problem, self.request)
         return propose_chains(self.problem, attention, self.request)
 
-    def attempt(self, rule: str, chains: Sequence[tuple[str, ...]], *, tuned: bool = False) -> None:
-        """Plan and simulate; the better of this and the best so far is kept."""
-        request = replace(self.request, tiles=rule)
-        planned = plan_graph(self.problem, request, self.tuner.refine if tuned else None, chains)
+    def attempt(
+        self, rule: str, chains: Sequence[tuple[str, ...]], *, tuned: bool = False, problem: Problem | None = None, segments: str = ""
+    ) -> None:  # fmt: skip
+        """Plan and simulate; the better of this and the best so far is kept.
+
+        Args:
+            problem: with other means than this search's.
+            segments: joined kinds, if other than those asked for.
+        """
+        request = replace(self.request, tiles=rule, segments=segments or self.request.segments)
+        problem = problem or self.problem
+        planned = plan_graph(problem, request, self.tuner(problem).refine if tuned else None, chains)
         if isinstance(planned, Infeasible):
             self.failures.append(planned)
             return
         if tuned:
-            self.tried.add(tuple(chains))
+            self.tried.add((_means(problem), tuple(chains)))
         self._consider(planned)
 
     def _consider(self, planned: Planned) -> _Candidate:
@@ -149,19 +163,37 @@ class _Search:
         if self.best is None or found.score < self.best.score:
             self.best = found
         if len(planned.program) <= POLISHED:
-            chains = planned.problem.chains
-            self.starts[chains] = min(self.starts.get(chains, found), found, key=lambda c: c.score)
+            key = (_means(planned.problem), planned.problem.chains)
+            self.starts[key] = min(self.starts.get(key, found), found, key=lambda c: c.score)
         return found
 
     def auto(self) -> None:
         """Try what `search_plan` describes."""
+        crowded = crowded_segments(self.problem, self.request)
+        self.problem = replace(self.problem, apart=frozenset(s.name for s in crowded if not self._joins(s)))
         chains = self.proposed()
-        self.attempt("auto", tuple(c for c in chains if self._gains(c)), tuned=True)
+        gaining = tuple(c for c in chains if self._gains(c))
+        self.attempt("auto", gaining, tuned=True)
         self.attempt("sram", ())
-        if self.request.segments == "all" and self.spent < DESCENT_COMMANDS // 6:
-            attention, _ = attention_segments(self.problem, self.request)
-            self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
+        if self.spent < DESCENT_COMMANDS // 6:
+            self._plainer(gaining)
+            if self.request.segments == "all":
+                attention, _ = attention_segments(self.problem, self.request)
+                self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
         self._polish()
+
+    def _plainer(self, chains: Sequence[tuple[str, ...]]) -> None:
+        """Without shared products, without early sums, without joined attentions; and the paper's rule without any of them."""
+        problem = self.problem
+        alone = without(problem, shared=False)
+        late = without(problem, sums_early=False)
+        for other in (alone, late):
+            if _means(other) != _means(problem):
+                self.attempt("auto", chains, tuned=True, problem=other)
+        plain = without(problem, shared=False, sums_early=False)
+        if self.request.segments != "none":
+            self.attempt("auto", (), tuned=True, segments="none")
+            self.attempt("sram", (), problem=plain, segments="attention")
 
     def _gains(self, chain: tuple[str, ...]) -> bool:
         """Whether a chain on its own is faster than its layers apart, small tensors being in SRAM before and after.
@@ -177,15 +209,27 @@ class _Search:
             problem.memo[key] = sure or self._together_ps(chain, resident) < self._apart_ps(chain, resident)
         return bool(problem.memo[key])
 
+    def _joins(self, attention: Segment) -> bool:
+        """Whether the best tiling of an attention, simulated on its own, is faster than its layers apart."""
+        problem, names = self.problem, attention.layers
+        resident = small_tensors(problem, names) - problem.inside(names)
+        key = ("joins", KINDS[attention.kind].key(problem, attention, resident))
+        if key not in problem.memo:
+            together = self.tuner(problem).best(problem, attention, resident)
+            problem.memo[key] = together < self._apart_ps(names, resident, "none")
+        return bool(problem.memo[key])
+
     def _together_ps(self, chain: tuple[str, ...], resident: frozenset[str]) -> float:
         """Simulated time of a chain in the tiling that the closed form prefers; infinite if none fits."""
         (segment,) = chain_segments(self.problem.graph, [chain])
-        return self.tuner.first(self.problem, segment, resident)
+        return self.tuner(self.problem).first(self.problem, segment, resident)
 
-    def _apart_ps(self, chain: tuple[str, ...], resident: frozenset[str]) -> float:
-        """Simulated time of a chain's layers, attention alone joined."""
-        part = self.problem.part(chain, resident)
-        planned = plan_graph(part, replace(self.request, segments="attention"), self.tuner.refine)
+    def _apart_ps(
+        self, names: tuple[str, ...], resident: frozenset[str], segments: str = "attention"
+    ) -> float:
+        """Simulated time of some layers, only these kinds of segment joined."""
+        part = self.problem.part(names, resident)
+        planned = plan_graph(part, replace(self.request, segments=segments), self.tuner(self.problem).refine)
         return inf if isinstance(planned, Infeasible) else _simulated(planned).trace.makespan_ps
 
     def _descend(self, chains: Sequence[tuple[str, ...]]) -> None:
@@ -196,9 +240,10 @@ class _Search:
             for chain in chains:
                 if self.spent > DESCENT_COMMANDS:
                     return
-                changed, before = _toggled(self.best.planned.problem.chains, chain), self.best
-                if changed not in self.tried:
-                    self.attempt("auto", changed, tuned=True)
+                before, problem = self.best, self.best.planned.problem
+                changed = _toggled(problem.chains, chain)
+                if (_means(problem), changed) not in self.tried:
+                    self.attempt("auto", changed, tuned=True, problem=problem)
                     improved = improved or self.best is not before
 
     def _polish(self) -> None:
@@ -224,6 +269,11 @@ class _Search:
             if best is not start:
                 return best
         return None
+
+
+def _means(problem: Problem) -> tuple[bool, bool]:
+    """What a plan may use that the paper's does not."""
+    return problem.shared, problem.sums_early
 
 
 def _toggled(chains: Sequence[tuple[str, ...]], chain: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
@@ -258,12 +308,17 @@ class _Tuner:
 
     def first(self, problem: Problem, segment: Segment, resident: frozenset[str]) -> float:
         """Simulated picoseconds of the tiling that the closed form prefers; infinite if none fits."""
+        return self._least(problem, segment, resident, 1)
+
+    def best(self, problem: Problem, segment: Segment, resident: frozenset[str]) -> float:
+        """Simulated picoseconds of the fastest promising tiling; infinite if none fits."""
+        return self._least(problem, segment, resident, None)
+
+    def _least(self, problem: Problem, segment: Segment, resident: frozenset[str], most: int | None) -> float:
         budget = problem.npu.sram.sram_bytes - problem.part(segment.layers, resident).held_bytes
-        for option in _promising(problem, segment, resident, budget)[:1]:
-            point = self.simulated(problem, segment, option, resident)
-            if point is not None:
-                return point.makespan_ps
-        return inf
+        options = _promising(problem, segment, resident, budget)[:most]
+        points = [self.simulated(problem, segment, o, resident) for o in options]
+        return min((p.makespan_ps for p in points if p is not None), default=inf)
 
     def simulated(
         self, problem: Problem, segment: Segment, option: Option, resident: frozenset[str]
@@ -287,7 +342,11 @@ def _promising(
     options = predicted(problem, segment, list(dict.fromkeys(tiles)), resident)
     options = sorted((o for o in options if o.sram_bytes <= budget_bytes), key=lambda o: o.cost_ps)
     limit = KEEP * options[0].cost_ps if options else 0
-    return [o for i, o in enumerate(options[:MOST]) if i < KEEP_AT_LEAST or o.cost_ps <= limit]
+    found = [o for i, o in enumerate(options[:MOST]) if i < KEEP_AT_LEAST or o.cost_ps <= limit]
+    groups: dict[object, Option] = {}
+    for option in options:
+        groups.setdefault(kind.group(cast("Tile", option.tile)), option)
+    return [*found, *(o for o in groups.values() if o not in found)]
 
 
 def _curves(tuner: _Tuner, planned: Planned) -> dict[str, Curve]:

@@ -228,6 +228,8 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
         if n in "qkva"
     ]
     dma = sum(count * int(dma_ps(npu, size, _runs(problem, layers, tiling, n))) for n, count, size in moves)
+    masks = [s.slot_bytes for n, s in specs.items() if n.startswith("aux")]
+    dma += tiles * sum(int(dma_ps(npu, size, tiling.rows if by_keys > 1 else 1)) for size in masks)
     handed = tiles * handover_ps(npu)  # scores to the vector engines, probabilities back
     taken = handed if by_keys > 1 else 0  # products with blocks of V to the vector engines
     total = tensor + vector + dma + 2 * handed + taken
@@ -236,7 +238,7 @@ def predicted(problem: Problem, layers: AttentionLayers, tiling: Tiling, residen
         total = total if tiling.depth == 1 else chain + (total - chain) // tiles
     return Option(
         cost_ps=total,
-        dram_bytes=sum(count * size for _, count, size in moves),
+        dram_bytes=sum(count * size for _, count, size in moves) + tiles * sum(masks),
         sram_bytes=sum(s.total_bytes for s in specs.values()),
         tile=tiling,
     )

@@ -14,15 +14,23 @@ from npusim.scheduler.pieces import Option, all_options, largest_pieces
 from npusim.scheduler.problem import Problem
 from npusim.scheduler.request import Request
 from npusim.scheduler.residency import Unit
-from npusim.scheduler.tiles import Segment, find_segments, whole_keys_fit
+from npusim.scheduler.tiles import Segment, find_segments, keys_are_cut, layers_of, whole_keys_fit
 
 
 def attention_segments(problem: Problem, request: Request) -> tuple[list[Segment], list[Segment]]:
     """(segments that can be joined, those that no tiling fits). A count of tiles for all is of heads x query rows, with all keys."""
-    found = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
+    every = find_segments(problem.graph, "none" if request.tiles == "none" else request.segments)
+    found = [s for s in every if s.name not in problem.apart]
     fits = whole_keys_fit if request.tiles.isdecimal() else can_fit
     joined = [s for s in found if s.name in request.pins or fits(problem, s)]
     return joined, [s for s in found if s not in joined]
+
+
+def crowded_segments(problem: Problem, request: Request) -> list[Segment]:
+    """Attentions whose keys may be cut: what joining them gains is not sure."""
+    joined, _ = attention_segments(problem, request)
+    free = [s for s in joined if request.count(s.name) is None]
+    return [s for s in free if keys_are_cut(problem, layers_of(problem.graph, s))]
 
 
 def propose_chains(problem: Problem, attention: Sequence[Segment], request: Request) -> list[tuple[str, ...]]:
