@@ -118,9 +118,12 @@ def match_plan(directory: Path, graph: Graph, model: object) -> Matched:
     if {t.name for t in plan.tensors} != set(graph.tensors) or [p.name for p in plan.layers] != [
         x.name for x in graph.layers
     ]:
-        raise PlanError(
-            f"{directory}: its plan is for '{plan.model.name}', whose layers {model} does not have; give the model that was profiled"
+        what = (
+            f"was made by npusim {plan.npusim_version}, which read {model} into other layers than this one does; profile it again"
+            if plan.model.sha256 == graph.model_sha256
+            else f"is for '{plan.model.name}', whose layers {model} does not have; give the model that was profiled"
         )
+        raise PlanError(f"{directory}: its plan {what}")
     program = _lowered(graph, plan, directory)
     if program.sha256() != plan.program_sha256:
         raise PlanError(

@@ -41,7 +41,16 @@ def propose_chains(problem: Problem, attention: Sequence[Segment], request: Requ
     found = []
     for run in _joinable(problem, attention, request):
         found += best_cut(problem, run, _singles(problem, attention, run))
+    if request.tiles.isdecimal():  # a count that some chain does not fit in leaves that chain's layers apart
+        found = [c for c in found if _fits_in(problem, c, int(request.tiles))]
     return found
+
+
+def _fits_in(problem: Problem, chain: tuple[str, ...], tiles: int) -> bool:
+    """Whether a chain in so many tiles fits an SRAM of its own."""
+    (segment,) = chain_segments(problem.graph, [chain])
+    options = choices(problem, segment, "auto", tiles, frozenset())
+    return min(o.sram_bytes for o in options) <= problem.npu.sram.sram_bytes
 
 
 #: How many other chains are tried where there is time for it.

@@ -20,6 +20,7 @@ from npusim.scheduler import tiles as attention
 from npusim.scheduler.isolate import measure
 from npusim.scheduler.planner import make_problem
 from npusim.scheduler.problem import Problem
+from npusim.scheduler.search import _Search
 from npusim.scheduler.tiles import Segment, Tiling, find_segments, layers_of
 
 Net = Any
@@ -170,6 +171,8 @@ def cut(graph: Graph, tiling: Tiling, policy: Any) -> Program:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "tilings", lambda *_: iter([tiling]))
         patch.setattr(attention, "fewest_tiles", lambda *_: tiling)
+        patch.setattr(_Search, "_joins", lambda *_: True)
+        patch.setattr(_Search, "_plainer", lambda *_: None)
         found = api.profile(graph, npu=problem.npu, policy=policy)
     assert isinstance(found, api.Profile)
     assert found.plan.segments[0].keys_per_tile == tiling.keys

@@ -36,7 +36,7 @@ from npusim.units import PS_PER_S
 Net = Any
 #: Instances with more plans are left out, so that CI stays short; `NPUSIM_MOST_PLANS=100000` tries them too.
 MOST_PLANS = int(os.environ.get("NPUSIM_MOST_PLANS", "1000"))
-SEEDS = range(240)
+SEEDS = range(300)
 BLOCK = 20
 
 
@@ -120,15 +120,21 @@ def plans(problem: Problem) -> Iterator[tuple[Problem, Any, frozenset[str], tupl
             continue
         chained = replace(problem, chains=tuple(chains))
         attention, _ = attention_segments(chained, request)
-        segments = [s for s in attention if not set(names) & set(s.layers)]
-        units = make_units(chained, segments + chain_segments(chained.graph, chains), request)
-        for resident in map(frozenset, subsets([s.tensor for s in spans(chained, units)])):
-            rooms = [chained.npu.sram.sram_bytes - b for b in resident_bytes(chained, units, resident)]
-            ways = [
-                options_of(chained, u, resident & u.tensors, room)
-                for u, room in zip(units, rooms, strict=True)
-            ]
-            yield from ((chained, units, resident, options) for options in product(*ways))
+        free = [s for s in attention if not set(names) & set(s.layers)]
+        for joined in subsets(free):
+            units = make_units(chained, [*joined, *chain_segments(chained.graph, chains)], request)
+            yield from _residencies(chained, units)
+
+
+def _residencies(
+    problem: Problem, units: Sequence[Unit]
+) -> Iterator[tuple[Problem, Any, frozenset[str], tuple[Any, ...]]]:
+    for resident in map(frozenset, subsets([s.tensor for s in spans(problem, units)])):
+        rooms = [problem.npu.sram.sram_bytes - b for b in resident_bytes(problem, units, resident)]
+        ways = [
+            options_of(problem, u, resident & u.tensors, room) for u, room in zip(units, rooms, strict=True)
+        ]
+        yield from ((problem, units, resident, options) for options in product(*ways))
 
 
 def options_of(problem: Problem, unit: Unit, resident: frozenset[str], room_bytes: int) -> Sequence[Option]:

@@ -113,6 +113,16 @@ def test_a_run_directory_of_another_model_is_refused(tmp_path: Path) -> None:
         open_deployment(run, other)
 
 
+def test_a_plan_of_this_model_in_other_layers_is_refused_as_such(tmp_path: Path) -> None:
+    """As an npusim that read the model otherwise would have left it."""
+    run, model = run_folder(tmp_path)
+    plan = load_plan(run / "plan.json")
+    renamed = [layer.model_copy(update={"name": f"{layer.name}/before"}) for layer in plan.layers]
+    (run / "plan.json").write_text(plan.model_copy(update={"layers": tuple(renamed)}).to_json())
+    with pytest.raises(PlanError, match="into other layers than this one does; profile it again"):
+        open_deployment(run, model)
+
+
 def test_a_plan_whose_hardware_was_edited_is_refused(tmp_path: Path) -> None:
     run, model = run_folder(tmp_path)
     text = (run / "plan.json").read_text()
