@@ -48,6 +48,9 @@ SURE = 2 / 3
 #: Chains are tried one by one until this many commands have been simulated: small networks are searched further than large ones.
 DESCENT_COMMANDS = 30_000
 
+#: Plans without one means each are tried if at most so many commands have been simulated before.
+PLAIN_COMMANDS = 1_000
+
 #: Programs of at most so many commands are polished decision by decision, until so many commands have been simulated for that.
 POLISHED, POLISH_COMMANDS = 128, 8_000
 
@@ -175,11 +178,11 @@ class _Search:
         gaining = tuple(c for c in chains if self._gains(c))
         self.attempt("auto", gaining, tuned=True)
         self.attempt("sram", ())
-        if self.spent < DESCENT_COMMANDS // 6:
+        if self.spent < PLAIN_COMMANDS:
             self._plainer(gaining)
-            if self.request.segments == "all":
-                attention, _ = attention_segments(self.problem, self.request)
-                self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
+        if self.request.segments == "all" and self.spent < DESCENT_COMMANDS // 6:
+            attention, _ = attention_segments(self.problem, self.request)
+            self._descend([*chains, *other_chains(self.problem, attention, self.request, chains)])
         self._polish()
 
     def _plainer(self, chains: Sequence[tuple[str, ...]]) -> None:
