@@ -136,14 +136,14 @@ def _mixed(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[Cut]:
     return by_rows + [(r, c, "cols") for c in cols for r in inner(rows)]
 
 
-#: A part of the inner operand takes at most this share of the SRAM.
-INNER_SHARE = 8
+#: A part of the inner operand takes at most one of these shares of the SRAM.
+INNER_SHARES = (8, 32)
 
 
 def _small(sizes: Sequence[int], *, line: int, capacity: int) -> list[int]:
-    """Of part sizes, most lines first: the largest in that share, and the smallest."""
-    found = next((s for s in sizes if s * line * INNER_SHARE <= capacity), sizes[-1])
-    return list(dict.fromkeys([found, sizes[-1]]))
+    """Of part sizes, most lines first: the largest in each of the shares, and the smallest."""
+    found = [next((s for s in sizes if s * line * share <= capacity), sizes[-1]) for share in INNER_SHARES]
+    return list(dict.fromkeys([*found, sizes[-1]]))
 
 
 def _row_choices(problem: Problem, layer: Layer, counts: Iterable[int]) -> list[int]:
