@@ -17,7 +17,6 @@ from npusim.execute.run import execute
 from npusim.execute.verify import verify_program
 from npusim.plan import Plan
 from npusim.program import READ, SRAM, STORE, Program
-from npusim.scheduler.search import _Search
 
 from .conftest import NETWORKS, Case
 from .test_run import tight
@@ -235,14 +234,11 @@ def test_every_mutant_is_caught_or_proven_equivalent(cases: Cases, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["self_attention", "conv_silu_conv", "group_norm_skip"])
-def test_the_shadow_map_alone_catches_wrong_addresses_and_lost_stores(
-    cases: Cases, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shadow_map_alone_catches_wrong_addresses_and_lost_stores(cases: Cases, name: str) -> None:
     """No verifier, serial order: the run stops, or its result is right; it is never silently wrong.
 
-    Of plans with early sums: of the faster plan of `conv_silu_conv` without them, a mutant is silently wrong (the verifier catches all).
+    Not so in parallel: a command may be overwritten while it computes, which the shadow map cannot see (docs/execution.md).
     """
-    monkeypatch.setattr(_Search, "_plainer", lambda *_: None)
     case = cases(name)
     plan, program = case.plan(sram_bytes=tight(name))
     numbers = case.numbers(plan)
@@ -252,7 +248,7 @@ def test_the_shadow_map_alone_catches_wrong_addresses_and_lost_stores(
     for mutation in (drop_store, shift_address) * 15:
         mutant = mutation(program, drawn)
         try:
-            found = execute(case.graph, plan, mutant, numbers, case.inputs)
+            found = execute(case.graph, plan, mutant, numbers, case.inputs, order="serial")
         except (NpusimError, IndexError):
             stopped += 1
             continue
