@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from npusim.errors import PlanError
 from npusim.hardware import Npu
@@ -154,6 +154,22 @@ class Plan(_Model):
     program_sha256: str = ""
     scales_sha256: str = ""
 
+    @model_validator(mode="after")
+    def _engines_are_there(self) -> Plan:
+        vector = self.npu.vector_engine
+        counts = {vector.kind: vector.count} | {e.kind: e.count for e in self.npu.tensor_engine}
+        for layer in self.layers:
+            mixed = len(layer.engines) > 1 and vector.kind in layer.engines
+            there = all(n and set(n) <= set(range(counts.get(k, 0))) for k, n in layer.engines.items())
+            if not layer.engines or mixed or not there:
+                found = ", ".join(f"{k} {list(n)}" for k, n in layer.engines.items()) or "none"
+                every = ", ".join(f"{k} 0 to {n - 1}" for k, n in counts.items())
+                raise ValueError(
+                    f"layer '{layer.name}' has engines {found}; {self.npu.name} has {every}, "
+                    "and a layer runs on vector or on tensor engines"
+                )
+        return self
+
     @property
     def precisions(self) -> dict[str, str]:
         """Layer -> precision."""
@@ -181,8 +197,9 @@ def parse_plan(text: str, *, where: str) -> Plan:
         return Plan.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(p) for p in first["loc"])
-        raise PlanError(f"{where}: {path}: {first['msg']}; profile the model again") from error
+        at = "".join(f"{p}." for p in first["loc"])[:-1]
+        message = first["msg"].removeprefix("Value error, ")
+        raise PlanError(f"{where}: {at}{': ' if at else ''}{message}; profile the model again") from error
 
 
 def _upgraded(data: dict[str, Any], where: str) -> dict[str, Any]:

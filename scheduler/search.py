@@ -156,7 +156,7 @@ class _Search:
         if isinstance(planned, Infeasible):
             self.failures.append(planned)
             return
-        if tuned:
+        if tuned and request.segments == self.request.segments:
             self.tried.add((_means(problem), tuple(chains)))
         self._consider(planned)
 

@@ -6,6 +6,7 @@ overlap although each queue is in order.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import prod
 
 from npusim.graph import Layer
@@ -58,7 +59,7 @@ def lower_attention(low: Lowering, segment: SegmentPlan, index: int) -> None:
     emitter.close()
 
 
-class _Emitter:
+class _Emitter(ABC):
     """Commands that both kinds of tiles share: the scores, the places of probabilities and outputs, products, stores."""
 
     def __init__(self, low: Lowering, segment: SegmentPlan, index: int) -> None:
@@ -67,10 +68,11 @@ class _Emitter:
         self.feed = Feed(low, self.layers.scores, segment.slots, index)
         self.rings: dict[str, Ring] = self.feed.rings
 
+    @abstractmethod
     def finish(self, tile: AttentionTile, scores: Box) -> None:
         """What follows the scores of a tile."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """What is left to do after the last tile."""
 
@@ -168,6 +170,9 @@ class _Emitter:
 
 class _WholeRows(_Emitter):
     """Tiles with all keys: scores, softmax, values, store."""
+
+    def close(self) -> None:
+        """Nothing: every tile is finished at once."""
 
     def finish(self, tile: AttentionTile, scores: Box) -> None:
         """Softmax in place or beside, load V with a new head, multiply, store."""

@@ -160,3 +160,25 @@ def test_two_processes_with_different_hash_seeds_write_the_same_bytes(
 @pytest.mark.slow
 def test_two_processes_profile_the_real_u_net_to_the_same_bytes(tmp_path: Path) -> None:
     same_bytes("bk-sdm-tiny", tmp_path, "--tiles", "auto")
+
+
+@pytest.mark.parametrize(
+    ("engines", "said"),
+    [
+        ({"Q": [0]}, r"has engines Q \[0\]"),
+        ({}, "has engines none"),
+        ({"TE": [7]}, r"has engines TE \[7\]"),
+        ({"TE": []}, r"has engines TE \[\]"),
+        ({"TE": [0], "vector": [0]}, r"has engines TE \[0\], vector \[0\]"),
+    ],
+)
+def test_engines_that_the_hardware_does_not_have_are_refused(
+    found: api.Profile, engines: dict[str, list[int]], said: str
+) -> None:
+    data = json.loads(found.plan.to_json())
+    kind = data["npu"]["tensor_engine"][0]["kind"]
+    data["layers"][0]["engines"] = {k.replace("TE", kind): v for k, v in engines.items()}
+    with pytest.raises(PlanError, match=said.replace("TE", kind)) as error:
+        parse_plan(json.dumps(data), where="plan.json")
+    assert str(error.value).startswith("plan.json: layer '")
+    assert "profile the model again" in str(error.value)
